@@ -1,0 +1,65 @@
+"""NumPy arrays and CPU torch tensors behind one small interface, without importing torch.
+
+A caller can only hold a tensor if torch is imported already, so ``sys.modules`` is enough to recognise one.
+"""
+
+import sys
+
+import numpy as np
+
+from .errors import ArgumentError, DTypeError
+
+
+def is_torch(x):
+    """True for a ``torch.Tensor``; never imports torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, getattr(torch, "Tensor", ()))
+
+
+def as_numpy(x, where, name):
+    """``x`` as a NumPy array, without a copy where the dtype exists in NumPy (bfloat16 becomes float32).
+
+    Raises:
+        ArgumentError: a tensor that is not on the CPU.
+        DTypeError: neither a number, an array, a sequence of numbers nor a tensor.
+    """
+    if is_torch(x):
+        if x.device.type != "cpu":
+            raise ArgumentError(
+                f"{where}: {name} is on device {x.device}; accepted: cpu. Call {name}.cpu() first."
+            )
+        x = x.detach()
+        return (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy()
+    a = np.asarray(x)
+    if a.dtype == object or a.dtype.kind in "SUMm":
+        raise DTypeError(
+            f"{where}: {name} is a {type(x).__name__} of dtype {a.dtype}; accepted: numbers, arrays, torch tensors."
+        )
+    return a
+
+
+def as_kind(a, like):
+    """The NumPy array ``a`` as the kind that ``like`` is: a tensor on the same memory, or ``a`` itself."""
+    if a is None or not is_torch(like):
+        return a
+    a = np.ascontiguousarray(a)
+    return sys.modules["torch"].from_numpy(a if a.flags.writeable else a.copy())
+
+
+def as_float32(x, where, name):
+    """``x`` as a float32 NumPy array.
+
+    Raises:
+        DTypeError: complex or boolean numbers.
+    """
+    a = as_numpy(x, where, name)
+    if a.dtype.kind in "cb":
+        raise DTypeError(f"{where}: {name} has dtype {a.dtype}; accepted: real numbers (kept as float32).")
+    with np.errstate(over="ignore"):
+        return a.astype(np.float32, copy=False)
+
+
+def first_bad(bad):
+    """The index of the first True of a boolean array, as a tuple of ints, or None."""
+    flat = np.flatnonzero(bad)
+    return None if flat.size == 0 else tuple(int(i) for i in np.unravel_index(flat[0], np.shape(bad)))

@@ -1,0 +1,54 @@
+"""What every weight format has in common."""
+
+from dataclasses import dataclass, fields
+
+from .._arrays import is_torch
+
+
+def nbytes(a):
+    """Bytes of a NumPy array or torch tensor; 0 for None."""
+    if a is None:
+        return 0
+    return a.numel() * a.element_size() if is_torch(a) else a.nbytes
+
+
+@dataclass(frozen=True, eq=False)
+class WeightFormat:
+    """A compressed weight matrix of ``shape`` (N, K): out features, in features, as in ``nn.Linear.weight``.
+
+    A format is frozen and validated once, when it is built; its arrays are not copied, so they must not be
+    written to afterwards. Compute layouts that a backend attaches are neither pickled nor copied.
+    """
+
+    version = 1  # of the portable layout, written into files
+
+    @property
+    def nbytes(self):
+        """Bytes of all portable arrays: codes, scales, zero points, input scales."""
+        return sum(nbytes(v) for v in self.arrays().values())
+
+    @property
+    def bits_per_weight(self):
+        """Bits stored per weight, scales included."""
+        n, k = self.shape
+        return 8.0 * self.nbytes / (n * k) if n * k else 0.0
+
+    def arrays(self):
+        """The portable arrays by field name, those that are None left out."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: v for name, v in values.items() if hasattr(v, "dtype")}
+
+    def dense(self):
+        """The float32 (N, K) matrix that the format stands for."""
+        raise NotImplementedError
+
+    def numpy(self):
+        """The same weight with NumPy fields on the same memory."""
+        raise NotImplementedError
+
+    def __getstate__(self):
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def __repr__(self):
+        n, k = self.shape
+        return f"{type(self).__name__}({n}x{k}, {self.bits_per_weight:.2f} bits/weight)"

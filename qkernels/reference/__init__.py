@@ -1,0 +1,17 @@
+"""The specification in NumPy: one function per operation. If a kernel and this disagree, the kernel is wrong."""
+
+from .activation import ACTIVATIONS, apply_activation
+from .linear import linear_float, linear_int, linear_requant, matmul_int
+from .quantize import quantize_activations
+from .requantize import requantize
+
+__all__ = [
+    "ACTIVATIONS",
+    "apply_activation",
+    "linear_float",
+    "linear_int",
+    "linear_requant",
+    "matmul_int",
+    "quantize_activations",
+    "requantize",
+]

@@ -1,0 +1,91 @@
+"""The matrix product of activations (M, K) with a weight (N, K), in its integer and float forms."""
+
+import numpy as np
+
+from ..errors import UnsupportedError
+from .activation import apply_activation
+from .quantize import quantize_activations
+from .requantize import requantize
+
+
+def matmul_int(xq, codes, x_zero_point=0, w_zero_point=None):
+    """``acc[m, n] = sum_k (xq[m, k] - x_zero_point) * (codes[n, k] - w_zero_point[n])``, exact.
+
+    Args:
+        xq: int8 or uint8 (M, K). codes: int8 (N, K). w_zero_point: int16 (N, 1) or (1, 1), or None.
+
+    Returns:
+        int32 (M, N). Every sum is below 2**31 (checked when the weight is built), so float64 holds it exactly.
+    """
+    w = codes.astype(np.float64) - (0 if w_zero_point is None else w_zero_point)
+    return ((xq.astype(np.float64) - x_zero_point) @ w.T).astype(np.int32)
+
+
+def linear_int(x, w, iq, bias=None, activation=None, out_dtype=np.float32):
+    """Quantize x, multiply exactly, scale:
+
+    ``y[m, n] = act(((float32(acc[m, n]) * w.scale[n]) * x_scale[m]) + bias[n])``
+
+    each operation rounded to float32, no fused multiply-add. With granularity "channel" the scale of x is
+    already part of the weight (SPIQ, thesis eq. 3.11), and x_scale is 1.
+
+    Args:
+        x: float32 (M, K). w: IntWeight with NumPy fields. iq: InputQuant. bias: float32 (N,) or None.
+
+    Returns:
+        out_dtype (M, N).
+    """
+    if w.input_scale is not None and iq.granularity != "channel":
+        raise UnsupportedError(
+            f"linear: the weight has an input_scale and input_quant has granularity {iq.granularity!r}; "
+            "accepted: 'channel', or input_quant=None."
+        )
+    if iq.granularity == "channel":
+        iq.weight_scale("linear", w.input_scale)
+    xq, x_scale = quantize_activations(x, iq, w.input_scale)
+    acc = matmul_int(xq, w.codes(), iq.zero_point or 0, w.zero_point)
+    with np.errstate(over="ignore"):
+        y = acc.astype(np.float32) * w.scale.T
+        y = y if iq.granularity == "channel" else y * x_scale
+        return _finish(y, bias, activation, out_dtype)
+
+
+def linear_float(x, w, bias=None, activation=None, out_dtype=np.float32):
+    """Weight-only: ``y = act((x / input_scale) @ (scale * (code - zero_point)).T + bias)``.
+
+    The dot product is accumulated in float64 and rounded to float32; bias and activation follow in float32.
+    Kernels accumulate in float32, so they agree within a tolerance.
+
+    Args:
+        x: float32 (M, K). w: IntWeight with NumPy fields. bias: float32 (N,) or None.
+
+    Returns:
+        out_dtype (M, N).
+    """
+    x = x.astype(np.float64)
+    x = x if w.input_scale is None else x / w.input_scale
+    w_scaled = w.scale.astype(np.float64) * (
+        w.codes() - (0 if w.zero_point is None else w.zero_point.astype(np.float64))
+    )
+    with np.errstate(over="ignore"):
+        return _finish((x @ w_scaled.T).astype(np.float32), bias, activation, out_dtype)
+
+
+def linear_requant(xq, codes, requant, bias=None, x_zp=0, w_zp=None, activation=None, out_dtype=np.int8):
+    """Integers only: ``requantize(acc + bias)``, clamped to the range of out_dtype and of the activation.
+
+    Args:
+        xq: int8 or uint8 (M, K). codes: int8 (N, K). requant: Requant. bias: int32 (N,) or None.
+        activation: None, "relu" or "relu6".
+
+    Returns:
+        int8 or uint8 (M, N).
+    """
+    acc = matmul_int(xq, codes, x_zp, w_zp)
+    acc = acc if bias is None else acc + bias
+    return requantize(acc, requant, *requant.limits(activation, out_dtype)).astype(out_dtype)
+
+
+def _finish(y, bias, activation, out_dtype):
+    y = y if bias is None else y + bias
+    return apply_activation(y, activation).astype(out_dtype)

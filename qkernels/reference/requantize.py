@@ -1,0 +1,44 @@
+"""Accumulators to 8-bit codes by fixed-point or float multipliers."""
+
+import numpy as np
+
+
+def requantize(acc, r, lo, hi):
+    """``clip(round(acc * multiplier * 2**-(31 + shift)) + zero_point, lo, hi)`` (thesis 1.4.2).
+
+    single  (acc * m + 2**(t-1)) >> t with t = 31 + shift, in int64 (no addend if t = 0): ties up.
+    double  gemmlowp: saturating left shift, doubling high multiply, rounding right shift; ties away from zero.
+    float   rint(float32(acc) * float32(m * 2**-(31 + shift))): ties to even.
+
+    Args:
+        acc: int32 (M, N).
+        r: a Requant, multiplier and shift int32 (N,) or (1,).
+
+    Returns:
+        int64 (M, N) within lo..hi.
+    """
+    acc = acc.astype(np.int64)
+    m, shift = r.multiplier.astype(np.int64), r.shift.astype(np.int64)
+    if r.rounding == "single":
+        t = 31 + shift
+        y = (acc * m + ((np.int64(1) << t) >> 1)) >> t
+    elif r.rounding == "double":
+        left, right = np.maximum(-shift, 0), np.maximum(shift, 0)
+        y = rounding_shift(doubling_high_multiply(np.clip(acc << left, -(2**31), 2**31 - 1), m), right)
+    else:
+        y = np.rint(acc.astype(np.float32) * r.scale).astype(np.int64)
+    return np.clip(y + r.zero_point, lo, hi)
+
+
+def doubling_high_multiply(a, m):
+    """(a * m + nudge) / 2**31, truncated toward zero; nudge = 2**30, or 1 - 2**30 if the product is negative."""
+    product = a * m
+    nudged = product + np.where(product >= 0, 2**30, 1 - 2**30)
+    return np.sign(nudged) * (np.abs(nudged) >> 31)
+
+
+def rounding_shift(x, right):
+    """x / 2**right, ties away from zero."""
+    remainder = x & ((np.int64(1) << right) - 1)
+    half = ((np.int64(1) << right) - 1 >> 1) + (x < 0)
+    return (x >> right) + (remainder > half)
