@@ -33,7 +33,8 @@ def as_numpy(x, where, name):
     a = np.asarray(x)
     if a.dtype == object or a.dtype.kind in "SUMm":
         raise DTypeError(
-            f"{where}: {name} is a {type(x).__name__} of dtype {a.dtype}; accepted: numbers, arrays, torch tensors."
+            f"{where}: {name} is a {type(x).__name__} of dtype {a.dtype}; accepted: numbers, arrays, "
+            "torch tensors."
         )
     return a
 

@@ -22,7 +22,7 @@ class InputQuant:
                 "channel"  static, one scale per input channel, folded into the weight (SPIQ, thesis eq.
                            3.10-3.11). The weight's input_scale is used; ``scale`` is None or equals it.
 
-    The arithmetic is in ``qkernels.reference.quantize``. Objects are hashable; array scales compare by identity.
+    The arithmetic is in ``qkernels.reference.quantize``. Objects are hashable; arrays compare by identity.
 
     Args:
         bits: 8.
@@ -69,8 +69,8 @@ class InputQuant:
     def _checked_scale(self, where):
         if self.granularity == "token":
             raise ArgumentError(
-                f"{where}: scale is given with granularity 'token', which is dynamic; accepted: scale=None, or "
-                "granularity 'tensor' (static) or 'channel'."
+                f"{where}: scale is given with granularity 'token', which is dynamic; accepted: scale=None, "
+                "or granularity 'tensor' (static) or 'channel'."
             )
         s = as_float32(self.scale, where, "scale")
         per_tensor = self.granularity == "tensor"
@@ -87,8 +87,8 @@ class InputQuant:
     def _checked_zero_point(self, where):
         if self.granularity != "tensor" or self.scale is None:
             raise ArgumentError(
-                f"{where}: zero_point is {self.zero_point!r}; accepted: None, unless granularity is 'tensor' and scale "
-                "is given (dynamic and per-channel quantization are symmetric)."
+                f"{where}: zero_point is {self.zero_point!r}; accepted: None, unless granularity is 'tensor' "
+                "and scale is given (dynamic and per-channel quantization are symmetric)."
             )
         zp = as_numpy(self.zero_point, where, "zero_point")
         if zp.size != 1 or zp.dtype.kind not in "iu":
@@ -102,7 +102,7 @@ class InputQuant:
         return zp
 
     def channel_scale(self, where, input_scale, k):
-        """The float32 (K,) scales of granularity "channel": the weight's input_scale, or ``scale`` where that is None.
+        """The float32 (K,) scales of granularity "channel": the weight's input_scale, else ``scale``.
 
         Raises:
             ArgumentError: neither is given, they differ, or they are not (K,).
@@ -110,13 +110,13 @@ class InputQuant:
         s = self.scale if input_scale is None else as_float32(input_scale, where, "input_scale")
         if s is None:
             raise ArgumentError(
-                f"{where}: input_quant has granularity 'channel' and there is no scale; accepted: InputQuant(scale=s), "
-                "or a weight built with IntWeight.quantize(W, input_scale=s)."
+                f"{where}: input_quant has granularity 'channel' and there is no scale; accepted: "
+                "InputQuant(scale=s), or a weight built with IntWeight.quantize(W, input_scale=s)."
             )
         if self.scale is not None and self.scale is not s and not np.array_equal(self.scale, s):
             raise ArgumentError(
-                f"{where}: input_quant.scale {self.scale.shape} is not the weight's input_scale {s.shape}; accepted: "
-                "the same numbers, or scale=None to take the weight's."
+                f"{where}: input_quant.scale {self.scale.shape} is not the weight's input_scale {s.shape}; "
+                "accepted: the same numbers, or scale=None to take the weight's."
             )
         if s.shape != (k,):
             raise ArgumentError(f"{where}: scale has shape {s.shape}; x has K = {k}, so it must be ({k},).")
@@ -126,8 +126,8 @@ class InputQuant:
         """channel_scale where a weight must carry it already: its codes have the scale folded in."""
         if input_scale is None:
             raise ArgumentError(
-                f"{where}: input_quant has granularity 'channel' and the weight has no input_scale; build the weight "
-                "with IntWeight.quantize(W, input_scale=s)."
+                f"{where}: input_quant has granularity 'channel' and the weight has no input_scale; build "
+                "it with IntWeight.quantize(W, input_scale=s)."
             )
         return self.channel_scale(where, input_scale, input_scale.shape[0])
 
@@ -177,7 +177,8 @@ class Requant:
         bad = first_bad(~((m == 0) | ((m >= 2**30) & (m < 2**31))))
         if bad is not None:
             raise ArgumentError(
-                f"{where}: multiplier[{bad[0]}] is {m[bad]}; accepted: 0, or 2**30 to 2**31 - 1. Use Requant.from_scale."
+                f"{where}: multiplier[{bad[0]}] is {m[bad]}; accepted: 0, or 2**30 to 2**31 - 1. "
+                "Requant.from_scale makes the pair."
             )
         bad = first_bad((shift < -31) | (shift > 31))
         if bad is not None:
@@ -203,8 +204,8 @@ class Requant:
     def from_scale(cls, scale, zero_point=0, rounding="single", output_scale=None):
         """The multiplier and shift nearest to a real scale, which is x_scale * w_scale / output_scale.
 
-        multiplier = round(f * 2**31), shift = -e where scale = f * 2**e, f in [1/2, 1); a tie rounds up, and scales
-        below 2**-32 become 0. float32 scales are represented exactly.
+        multiplier = round(f * 2**31), shift = -e where scale = f * 2**e, f in [1/2, 1); a tie rounds up, and
+        scales below 2**-32 become 0. float32 scales from there on are represented exactly.
 
         Args:
             scale: one number or (N,), (N, 1); finite, >= 0, below 2**31.
@@ -238,12 +239,12 @@ class Requant:
         return np.ldexp(self.multiplier.astype(np.float64), -(31 + self.shift)).astype(np.float32)
 
     def limits(self, activation, out_dtype=np.int8):
-        """The range (lo, hi) to clamp codes to: the dtype's, and what ReLU (from the zero point) and ReLU6 (up to
-        floor(6 / output_scale + 1/2) above it) leave of it.
+        """The range (lo, hi) to clamp codes to: the dtype's, and what the activation leaves of it. ReLU
+        starts at the zero point; ReLU6 does too, and ends floor(6 / output_scale + 1/2) above it.
 
         Raises:
-            ArgumentError: an activation that has no integer form, ReLU6 without output_scale, or a zero point that
-                out_dtype does not hold.
+            ArgumentError: an activation that has no integer form, ReLU6 without output_scale, or a zero point
+                that out_dtype does not hold.
             DTypeError: out_dtype is neither int8 nor uint8.
         """
         if out_dtype is None:
@@ -258,8 +259,8 @@ class Requant:
             return lo, hi
         if activation not in ("relu", "relu6"):
             raise ArgumentError(
-                f"linear_requant: activation is {activation!r}; accepted: None, 'relu', 'relu6'. GELU and SiLU need a "
-                "table, which does not exist yet: use linear, or apply them to the dequantized output."
+                f"linear_requant: activation is {activation!r}; accepted: None, 'relu', 'relu6'. GELU and "
+                "SiLU need a table, which does not exist yet: use linear, or apply them to the dequantized output."
             )
         if activation == "relu6":
             if self.output_scale is None:

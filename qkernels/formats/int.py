@@ -22,11 +22,11 @@ class IntWeight(WeightFormat):
     ``W[n, k] ~ scale[n] * (code[n, k] - zero_point[n]) / input_scale[k]``
 
     Portable layout (version 1)
-        packed       uint8 (N, ceil(K * bits / 8)): two's complement codes as a bitstream aligned to rows, least
-                     significant bit first. With bits=8, byte k of a row is code k.
+        packed       uint8 (N, ceil(K * bits / 8)): two's complement codes as a bitstream aligned to rows,
+                     least significant bit first. With bits=8, byte k of a row is code k.
         scale        float32 (N, 1) per channel or (1, 1) per tensor, finite and >= 0.
         zero_point   int16, shaped like scale, or None (all zero).
-        input_scale  float32 (K,), in 2**-126..2**126, or None: the weight holds the codes of W * diag(input_scale)
+        input_scale  float32 (K,), in 2**-126..2**126, or None: the codes are those of W * diag(input_scale)
                      (SPIQ, thesis eq. 3.10-3.11), and dense() divides it out again.
 
         bits = 8, codes -128, -1, 0, 127   ->   bytes 0x80 0xff 0x00 0x7f
@@ -82,9 +82,10 @@ class IntWeight(WeightFormat):
         if "input_scale" in w:
             check_input_scale(where, w["input_scale"], k)
         if k * 128 * self.code_extreme > INT32_MAX:
+            most = INT32_MAX // (128 * self.code_extreme)
             raise FormatError(
                 f"{where}: K = {k} with max|code - zero_point| = {self.code_extreme} could overflow the int32 "
-                f"accumulator; accepted: K <= {INT32_MAX // (128 * self.code_extreme)}. Split the layer along K."
+                f"accumulator; accepted: K <= {most}. Split the layer along K and add the results."
             )
 
     @classmethod
@@ -183,7 +184,7 @@ class IntWeight(WeightFormat):
         return self.packed.view(_int8(self.packed))
 
     def dense(self):
-        """``scale * (code - zero_point) / input_scale``, float32 (N, K), each operation rounded to float32."""
+        """``scale * (code - zero_point) / input_scale``: float32 (N, K), each operation rounded to it."""
         w = self.numpy()
         q = w.codes().astype(np.float32)
         q = q if w.zero_point is None else q - w.zero_point.astype(np.float32)
@@ -216,16 +217,16 @@ def check_input_scale(where, s, k):
     bad = first_bad(~((s >= SCALE_MIN) & (s <= SCALE_MAX)))
     if bad is not None:
         raise FormatError(
-            f"{where}: input_scale[{bad[0]}] is {s[bad]}; accepted: between 2**-126 and 2**126. Give unused inputs "
-            "the scale 1."
+            f"{where}: input_scale[{bad[0]}] is {s[bad]}; accepted: between 2**-126 and 2**126. Give unused "
+            "inputs the scale 1."
         )
 
 
 def _check_scale(where, name, s, n, k):
     if s.shape not in ((n, 1), (1, 1)):
         raise FormatError(
-            f"{where}: {name} has shape {s.shape}; the codes are ({n}, {k}), so {name} must be ({n}, 1) per channel "
-            "or (1, 1) per tensor."
+            f"{where}: {name} has shape {s.shape}; the codes are ({n}, {k}), so {name} must be ({n}, 1) per "
+            "channel or (1, 1) per tensor."
         )
     bad = first_bad(~(np.isfinite(s) & (s >= 0)))
     if bad is not None:

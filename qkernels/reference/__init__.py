@@ -1,4 +1,4 @@
-"""The specification in NumPy: one function per operation. If a kernel and this disagree, the kernel is wrong."""
+"""The specification, in NumPy: one function per operation. A kernel that disagrees with it is wrong."""
 
 from .activation import ACTIVATIONS, apply_activation
 from .linear import linear_float, linear_int, linear_requant, matmul_int

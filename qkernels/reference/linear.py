@@ -15,7 +15,7 @@ def matmul_int(xq, codes, x_zero_point=0, w_zero_point=None):
         xq: int8 or uint8 (M, K). codes: int8 (N, K). w_zero_point: int16 (N, 1) or (1, 1), or None.
 
     Returns:
-        int32 (M, N). Every sum is below 2**31 (checked when the weight is built), so float64 holds it exactly.
+        int32 (M, N). Sums stay below 2**31 (checked when the weight is built): float64 holds them exactly.
     """
     w = codes.astype(np.float64) - (0 if w_zero_point is None else w_zero_point)
     return ((xq.astype(np.float64) - x_zero_point) @ w.T).astype(np.int32)

@@ -9,7 +9,7 @@ from ..errors import ArgumentError
 def quantize_activations(x, iq, input_scale=None):
     """Codes and scales of activations: ``x ~ scale * (codes - zero_point)``, all arithmetic in float32.
 
-    dynamic (thesis eq. 3.9)   s = amax / 127 over a row ("token") or all of x ("tensor"); 1 where amax < 2**-100
+    dynamic (thesis eq. 3.9)   s = amax / 127 over a row ("token") or all x ("tensor"); 1 if amax < 2**-100
                                q = clip(rint(x * (1 / s)), -127, 127)
                                unsigned: s = amax / 255, q = clip(rint(x * (1 / s)), 0, 255)
     static, "tensor"           q = clip(rint(x * (1 / s)) + zero_point, -128, 127), or 0, 255 if unsigned
@@ -23,7 +23,7 @@ def quantize_activations(x, iq, input_scale=None):
         input_scale: float32 (K,), the weight's, for granularity "channel".
 
     Returns:
-        codes int8 (uint8 if unsigned) (M, K); scale float32 (M, 1) "token", (1, 1) "tensor", (1, K) "channel".
+        codes (M, K), int8 or uint8; scale float32, "token" (M, 1), "tensor" (1, 1), "channel" (1, K).
 
     Raises:
         ArgumentError: x is not finite; granularity "channel" without a scale, or with two that differ.
