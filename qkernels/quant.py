@@ -260,7 +260,7 @@ class Requant:
         if activation not in ("relu", "relu6"):
             raise ArgumentError(
                 f"linear_requant: activation is {activation!r}; accepted: None, 'relu', 'relu6'. GELU and "
-                "SiLU need a table, which does not exist yet: use linear, or apply them to the dequantized output."
+                "SiLU need a table, which does not exist yet: use linear, or apply them to its floats."
             )
         if activation == "relu6":
             if self.output_scale is None:

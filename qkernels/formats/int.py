@@ -84,8 +84,8 @@ class IntWeight(WeightFormat):
         if k * 128 * self.code_extreme > INT32_MAX:
             most = INT32_MAX // (128 * self.code_extreme)
             raise FormatError(
-                f"{where}: K = {k} with max|code - zero_point| = {self.code_extreme} could overflow the int32 "
-                f"accumulator; accepted: K <= {most}. Split the layer along K and add the results."
+                f"{where}: K = {k} with max|code - zero_point| = {self.code_extreme} could overflow the "
+                f"int32 accumulator; accepted: K <= {most}. Split the layer along K and add the results."
             )
 
     @classmethod

@@ -7,7 +7,8 @@ def requantize(acc, r, lo, hi):
     """``clip(round(acc * multiplier * 2**-(31 + shift)) + zero_point, lo, hi)`` (thesis 1.4.2).
 
     single  (acc * m + 2**(t-1)) >> t with t = 31 + shift, in int64 (no addend if t = 0): ties up.
-    double  gemmlowp: saturating left shift, doubling high multiply, rounding right shift; ties away from 0.
+    double  saturating left shift, high half of the doubled product (ties up), rounding right shift (ties away
+            from zero): gemmlowp and CMSIS-NN.
     float   rint(float32(acc) * float32(m * 2**-(31 + shift))): ties to even.
 
     Args:
@@ -31,14 +32,11 @@ def requantize(acc, r, lo, hi):
 
 
 def doubling_high_multiply(a, m):
-    """(a * m + nudge) / 2**31, truncated toward 0; nudge = 2**30, or 1 - 2**30 if the product is negative."""
-    product = a * m
-    nudged = product + np.where(product >= 0, 2**30, 1 - 2**30)
-    return np.sign(nudged) * (np.abs(nudged) >> 31)
+    """a * m / 2**31, ties up: gemmlowp's SaturatingRoundingDoublingHighMul (m >= 0 never saturates)."""
+    return (a * m + 2**30) >> 31
 
 
 def rounding_shift(x, right):
-    """x / 2**right, ties away from zero."""
-    remainder = x & ((np.int64(1) << right) - 1)
-    half = ((np.int64(1) << right) - 1 >> 1) + (x < 0)
-    return (x >> right) + (remainder > half)
+    """x / 2**right, ties away from zero: gemmlowp's RoundingDivideByPOT."""
+    half = (np.int64(1) << right) >> 1
+    return np.sign(x) * ((np.abs(x) + half) >> right)
