@@ -1,0 +1,25 @@
+// Names shared by every kernel and by the bindings. No dependency beyond the language.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace qk {
+
+enum class DType : int { f32 = 0, bf16 = 1, f16 = 2, i8 = 3, u8 = 4, i32 = 5 };
+enum class Activation : int { none = 0, relu = 1, relu6 = 2, gelu = 3, silu = 4 };
+enum class Rounding : int { single = 0, double_ = 1, float_ = 2 };
+
+struct bf16 {
+    uint16_t bits;
+};
+struct f16 {
+    uint16_t bits;
+};
+
+inline constexpr int64_t round_up(int64_t value, int64_t multiple) {
+    return (value + multiple - 1) / multiple * multiple;
+}
+inline constexpr int64_t ceil_div(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
+
+}  // namespace qk

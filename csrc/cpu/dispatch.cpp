@@ -1,0 +1,57 @@
+// Which instruction sets this machine has: CPUID, and XCR0 for what the operating system saves. The one place that
+// decides; kernels never ask.
+#include <cpuid.h>
+
+#include "kernels.h"
+
+namespace qk {
+
+namespace {
+
+struct Features {
+    bool avx2 = false, avx512vnni = false;
+
+    Features() {
+        unsigned a = 0, b = 0, c = 0, d = 0;
+        if (!__get_cpuid(1, &a, &b, &c, &d)) return;
+        const bool osxsave = c & bit_OSXSAVE, fma = c & bit_FMA, f16c = c & bit_F16C;
+        if (!osxsave) return;
+        unsigned lo = 0, hi = 0;
+        __asm__("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
+        const bool ymm = (lo & 0x06) == 0x06, zmm = (lo & 0xe6) == 0xe6;
+        if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
+        avx2 = ymm && fma && f16c && (b & bit_AVX2);
+        const unsigned base = bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL;
+        avx512vnni = avx2 && zmm && (b & base) == base && (c & bit_AVX512VNNI);
+    }
+};
+
+const Features& features() {
+    static const Features f;
+    return f;
+}
+
+}  // namespace
+
+bool supported(Isa isa) {
+    switch (isa) {
+        case Isa::scalar: return true;
+        case Isa::avx2: return features().avx2;
+        case Isa::avx512vnni: return features().avx512vnni;
+    }
+    return false;
+}
+
+Isa best_isa() {
+    return supported(Isa::avx512vnni) ? Isa::avx512vnni : supported(Isa::avx2) ? Isa::avx2 : Isa::scalar;
+}
+
+const Kernels& kernels(Isa isa) {
+    switch (isa) {
+        case Isa::avx512vnni: return kernels_avx512vnni();
+        case Isa::avx2: return kernels_avx2();
+        default: return kernels_scalar();
+    }
+}
+
+}  // namespace qk

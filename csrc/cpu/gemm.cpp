@@ -1,0 +1,264 @@
+// Loops around the register tile.
+//
+//   for each panel of 64 output channels (a thread's own range, then whatever others have left)
+//     for each block of k (one unless k > kBlockK: the panel must stay in L2 while all rows pass over it)
+//       for each group of up to MR rows: micro kernel -> tile in L1 -> patches -> epilogue -> output
+//
+// The panel is read from memory once: the first group of rows pulls it in, the others find it in L2, and while they
+// compute they prefetch the panel that comes next. Rows of activation codes are quantized (or offset) once, up front.
+#include "gemm.h"
+
+#include <atomic>
+#include <cstring>
+
+#include "parallel.h"
+#include "quantize.h"
+#include "scratch.h"
+
+namespace qk {
+
+namespace {
+
+constexpr int64_t kBlockK = 8192;           // 512 KB of a panel
+constexpr int64_t kSuperRows = 4 << 20;     // bytes of codes that one pass over the weight serves
+constexpr int64_t kTileRows = 192;          // rows whose partial sums are kept while k advances in blocks
+constexpr int64_t kPrefetchBytes = 1 << 20; // smaller weights sit in L2, where prefetching costs load slots
+
+struct Problem {
+    const Kernels& isa;
+    const uint8_t* a;
+    int64_t lda, m;
+    const Int8View& w;
+    const int32_t* init;      // [n_pad]
+    Epilogue epilogue;
+    EpilogueFn store;
+    bool patch;
+};
+
+void run_panel(const Problem& p, int64_t panel, int64_t row_begin, int64_t row_end) {
+    const Int8Header& h = *p.w.header;
+    const int64_t n0 = panel * kPanelN;
+    const int cols = static_cast<int>(std::min<int64_t>(kPanelN, h.n - n0));
+    const int64_t steps = h.k_pad / kStepK, block = kBlockK / kStepK;
+    const int64_t groups = ceil_div(row_end - row_begin, p.isa.mr);
+    const bool ahead = n0 + kPanelN < h.n_pad && h.n_pad * h.k_pad > kPrefetchBytes;
+    const char* next = reinterpret_cast<const char*>(p.w.panel(panel + 1));
+    const int lines = !ahead ? 0 : groups == 1 ? 4 : groups < 4 ? 2 : 1;
+    alignas(64) int32_t tiles[kTileRows * kPanelN];
+
+    const int64_t blocks = std::max<int64_t>(1, ceil_div(steps, block));
+    for (int64_t b = 0; b < blocks; ++b) {
+        const int64_t k0 = b * block, k_steps = std::min(block, steps - k0);
+        int64_t row = row_begin;
+        for (int64_t g = 0; g < groups; ++g) {   // groups of even size: 16 rows are 6 + 5 + 5, not 6 + 6 + 4
+            const int rows = static_cast<int>((row_end - row + groups - g - 1) / (groups - g));
+            int32_t* tile = tiles + (blocks > 1 ? (row - row_begin) * kPanelN : 0);
+            const bool prefetching = lines > 0 && g < 4 / lines;
+            p.isa.micro[rows](p.a + row * p.lda + k0 * kStepK, p.lda, p.w.panel(panel) + k0 * kStepBytes, k_steps,
+                              b == 0 ? p.init + n0 : nullptr, tile,
+                              next + (k0 * 4 + g * lines * k_steps) * 64, prefetching ? lines : 0);
+            if (b == blocks - 1) {
+                if (p.patch) p.isa.patch_zero_point(p.epilogue, tile, row, rows, n0);
+                p.store(p.epilogue, tile, row, rows, n0, cols);
+            }
+            row += rows;
+        }
+    }
+}
+
+struct Split {
+    int64_t panels, chunks, chunk_rows;
+    int64_t units() const { return panels * chunks; }
+};
+
+Split split_work(const Int8Header& h, int64_t m, int threads) {
+    Split s{h.n_pad / kPanelN, 1, m};
+    if (threads > 1 && s.panels < 4 * threads)
+        s.chunks = std::clamp<int64_t>(ceil_div(4 * threads, std::max<int64_t>(s.panels, 1)), 1, std::max<int64_t>(m / 12, 1));
+    if (h.k_pad > kBlockK) s.chunks = std::max(s.chunks, ceil_div(m, kTileRows));
+    s.chunk_rows = ceil_div(m, s.chunks);
+    return s;
+}
+
+void run_unit(const Problem& p, const Split& s, int64_t unit) {
+    const int64_t begin = unit % s.chunks * s.chunk_rows;
+    const int64_t end = std::min(p.m, begin + s.chunk_rows);
+    if (begin < end) run_panel(p, unit / s.chunks, begin, end);
+}
+
+// Threads that the work repays. Waking one costs about a microsecond, so each must find a few microseconds to do; the
+// two rates only need to be right within a factor of two.
+int threads_for(const Int8Header& h, int64_t m, int threads) {
+    const double ns = std::max(static_cast<double>(m) * h.n_pad * h.k_pad / 300.0, h.n_pad * h.k_pad / 60.0);
+    return static_cast<int>(std::clamp<double>(ns / 2000.0, 1.0, std::max(threads, 1)));
+}
+
+// Start of accumulators when stored codes are u = real code + zero: -zero * colsum + zero * K * w_zero, mod 2^32.
+const int32_t* starts(const Int8View& w, int32_t zero, int32_t* buffer) {
+    if (zero == 128) return w.init128();
+    const Int8Header& h = *w.header;
+    const auto z = static_cast<uint32_t>(zero);
+    const auto zk = z * static_cast<uint32_t>(h.k);
+    for (int64_t n = 0; n < h.n_pad; ++n)
+        buffer[n] = static_cast<int32_t>(zk * static_cast<uint32_t>(w.zero_point()[n]) -
+                                         z * static_cast<uint32_t>(w.colsum()[n]));
+    return buffer;
+}
+
+// Row pitch of codes: whole cache lines plus one, so that rows do not fall into the same cache sets.
+int64_t pitch(int64_t k_pad) { return round_up(k_pad, 64) + 64; }
+
+int64_t super_rows(const Int8Header& h) { return std::max<int64_t>(kTileRows, kSuperRows / pitch(h.k_pad)); }
+
+Epilogue advance(Epilogue e, int64_t rows, int64_t element_bytes) {
+    e.out = static_cast<char*>(e.out) + rows * e.ldo * element_bytes;
+    if (e.x_scale != nullptr) e.x_scale += rows * e.x_scale_step;
+    return e;
+}
+
+int64_t element_bytes(const Kernels& isa, EpilogueFn store) {
+    if (store == isa.store_i32 || store == isa.store_float[0]) return 4;
+    return store == isa.store_float[1] || store == isa.store_float[2] ? 2 : 1;
+}
+
+}  // namespace
+
+void int8_prepack(const int8_t* codes, int64_t n, int64_t k, const float* scale, int64_t scale_step,
+                  const int16_t* zero_point, int64_t zero_step, const float* input_scale, void* out) {
+    const Int8Header h = int8_layout(n, k, zero_point != nullptr, input_scale != nullptr);
+    char* base = static_cast<char*>(out);
+    std::memset(base, 0, h.total_bytes);
+    std::memcpy(base, &h, sizeof h);
+    auto* init = reinterpret_cast<int32_t*>(base + h.init128);
+    auto* colsum = reinterpret_cast<int32_t*>(base + h.colsum);
+    auto* zero = reinterpret_cast<int32_t*>(base + h.zero_point);
+    auto* scales = reinterpret_cast<float*>(base + h.scale);
+    auto* panels = reinterpret_cast<int8_t*>(base + h.panels);
+    for (int64_t row = 0; row < n; ++row) {
+        int8_t* to = panels + row / kPanelN * kPanelN * h.k_pad + row % kPanelN * kStepK;
+        const int8_t* from = codes + row * k;
+        int32_t sum = 0;
+        for (int64_t i = 0; i < k; ++i) {
+            to[i / kStepK * kStepBytes + i % kStepK] = from[i];
+            sum += from[i];
+        }
+        colsum[row] = sum;
+        scales[row] = scale[row * scale_step];
+        if (zero_point != nullptr) zero[row] = zero_point[row * zero_step];
+        init[row] = static_cast<int32_t>(128u * static_cast<uint32_t>(k) * static_cast<uint32_t>(zero[row]) -
+                                         128u * static_cast<uint32_t>(sum));
+    }
+    if (input_scale != nullptr) {
+        auto* inv = reinterpret_cast<float*>(base + h.inv_input);
+        for (int64_t i = 0; i < k; ++i) inv[i] = 1.0f / input_scale[i];
+    }
+}
+
+void int8_gemm_codes(const Kernels& isa, const uint8_t* x, bool is_signed, int64_t m, int64_t ldx, int32_t x_zero,
+                     const Int8View& w, Epilogue epilogue, EpilogueFn store, int threads) {
+    const Int8Header& h = *w.header;
+    if (m == 0 || h.n == 0) return;
+    threads = threads_for(h, m, threads);
+    const bool patch = h.has_zero_point, direct = !is_signed && !patch && h.k == h.k_pad;
+    const int64_t lda = direct ? ldx : pitch(h.k_pad), most = std::min(m, super_rows(h));
+    Scratch& scratch = Scratch::get(Scratch::padded<uint8_t>(most * lda) + Scratch::padded<int32_t>(most) +
+                                    Scratch::padded<int32_t>(h.n_pad));
+    uint8_t* codes = scratch.take<uint8_t>(direct ? 0 : most * lda);
+    int32_t* sums = scratch.take<int32_t>(most);
+    const int32_t* init = starts(w, x_zero + (is_signed ? 128 : 0), scratch.take<int32_t>(h.n_pad));
+    const int64_t bytes = element_bytes(isa, store);
+    epilogue.w_zero = w.zero_point();
+    epilogue.x_sum = sums;
+    for (int64_t row0 = 0; row0 < m; row0 += most) {
+        const int64_t rows = std::min(most, m - row0);
+        const uint8_t* x0 = x + row0 * ldx;
+        auto copy = [&](int64_t begin, int64_t end) {
+            for (int64_t r = begin; r < end; ++r) {
+                sums[r] = isa.copy_codes(x0 + r * ldx, h.k, is_signed ? 0x80 : 0, codes + r * lda);
+                std::memset(codes + r * lda + h.k, 0, h.k_pad - h.k);
+            }
+        };
+        const Problem p{isa, direct ? x0 : codes, lda, rows, w, init, advance(epilogue, row0, bytes), store, patch};
+        const Split s = split_work(h, rows, threads);
+        if (threads == 1) {
+            if (!direct) copy(0, rows);
+            for (int64_t u = 0; u < s.units(); ++u) run_unit(p, s, u);
+            continue;
+        }
+        WorkRanges copies(ceil_div(rows, 8), threads), units(s.units(), threads);
+        on_threads(threads, [&](int thread) {
+            if (!direct) {
+                copies.run(thread, [&](int64_t u) { copy(u * 8, std::min(rows, u * 8 + 8)); });
+#pragma omp barrier
+            }
+            units.run(thread, [&](int64_t u) { run_unit(p, s, u); });
+        });
+    }
+}
+
+int64_t int8_gemm_float(const Kernels& isa, const void* x, DType x_type, int64_t m, int64_t ldx, const InputQuant& q,
+                        const Int8View& w, Epilogue epilogue, EpilogueFn store, int threads) {
+    const Int8Header& h = *w.header;
+    if (m == 0) return -1;
+    threads = threads_for(h, m, threads);
+    const bool patch = h.has_zero_point;
+    const int64_t lda = pitch(h.k_pad), most = std::min(m, super_rows(h));
+    Scratch& scratch = Scratch::get(Scratch::padded<uint8_t>(most * lda) + Scratch::padded<int32_t>(most) +
+                                    Scratch::padded<float>(most) + Scratch::padded<int32_t>(h.n_pad));
+    uint8_t* codes = scratch.take<uint8_t>(most * lda);
+    int32_t* sums = scratch.take<int32_t>(most);
+    float* scales = scratch.take<float>(most);
+    const int32_t shift = q.is_signed ? 128 : 0;
+    const int32_t* init = starts(w, q.zero_point + shift, scratch.take<int32_t>(h.n_pad));
+    const int64_t x_bytes = x_type == DType::f32 ? 4 : 2, out_bytes = element_bytes(isa, store);
+    epilogue.w_zero = w.zero_point();
+    epilogue.x_sum = sums;
+    epilogue.x_scale = q.mode == InputMode::channel ? nullptr : scales;
+    epilogue.x_scale_step = q.mode == InputMode::dynamic_token ? 1 : 0;
+
+    uint32_t tensor_bits = 0;
+    if (q.mode == InputMode::dynamic_tensor) {
+        std::atomic<uint32_t> bits{0};
+        const int64_t chunk = std::max<int64_t>(1, (32 << 10) / std::max<int64_t>(h.k, 1));
+        parallel_for(m * h.k > (64 << 10) ? threads : 1, ceil_div(m, chunk), [&](int64_t u) {
+            const uint32_t found = amax_rows(isa, x, x_type, h.k, ldx, u * chunk, std::min(m, u * chunk + chunk));
+            uint32_t seen = bits.load(std::memory_order_relaxed);
+            while (found > seen && !bits.compare_exchange_weak(seen, found)) {
+            }
+        });
+        tensor_bits = bits.load();
+    }
+    std::atomic<int64_t> bad{-1};
+    for (int64_t row0 = 0; row0 < m && bad.load() < 0; row0 += most) {
+        const int64_t rows = std::min(most, m - row0);
+        const char* x0 = static_cast<const char*>(x) + row0 * ldx * x_bytes;
+        auto quantize = [&](int64_t begin, int64_t end) {
+            const int64_t found = quantize_rows(isa, x0, x_type, h.k, ldx, begin, end, q, w.inv_input(), tensor_bits,
+                                                shift, codes, lda, scales, patch ? sums : nullptr);
+            for (int64_t r = begin; r < end; ++r) std::memset(codes + r * lda + h.k, 0, h.k_pad - h.k);
+            int64_t none = -1;
+            if (found >= 0) bad.compare_exchange_strong(none, row0 + found);
+        };
+        Epilogue e = epilogue;
+        e.out = static_cast<char*>(e.out) + row0 * e.ldo * out_bytes;
+        const Problem p{isa, codes, lda, rows, w, init, e, store, patch};
+        const Split s = split_work(h, rows, threads);
+        const bool together = threads > 1 && rows * h.k > (16 << 10);   // else one thread is done before two meet
+        if (!together) quantize(0, rows);
+        if (threads == 1) {
+            for (int64_t u = 0; u < s.units(); ++u) run_unit(p, s, u);
+            continue;
+        }
+        WorkRanges quants(ceil_div(rows, 4), threads), units(s.units(), threads);
+        on_threads(threads, [&](int thread) {
+            if (together) {
+                quants.run(thread, [&](int64_t u) { quantize(u * 4, std::min(rows, u * 4 + 4)); });
+#pragma omp barrier
+            }
+            units.run(thread, [&](int64_t u) { run_unit(p, s, u); });
+        });
+    }
+    return bad.load();
+}
+
+}  // namespace qk

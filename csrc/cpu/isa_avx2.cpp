@@ -1,0 +1,10 @@
+#include "simd/avx2.h"
+
+#include "requant_vector.h"
+
+#include "isa_table.h"
+
+const qk::Kernels& qk::kernels_avx2() {
+    static const Kernels table = make_kernels("avx2");
+    return table;
+}

@@ -1,0 +1,81 @@
+// What one instruction set contributes: a table of leaf functions. The drivers (gemm.cpp, quantize.cpp) are compiled
+// once for the baseline and call these through pointers, once per tile or row, so no driver is written twice.
+#pragma once
+
+#include "../common/types.h"
+
+namespace qk {
+
+enum class Isa : int { scalar = 0, avx2 = 1, avx512vnni = 2 };
+inline constexpr int kIsaCount = 3;
+inline constexpr int kMaxMr = 8;        // upper bound of rows in a register tile over all ISAs
+
+// tile[r][0..64) = start + sum over k of a[r][k] * panel[k], r < MR.   a: codes as u8, lda bytes between rows.
+// start is init[0..64) for every row, or the tile's own content when init is null (a later block of k).
+// prefetch: `prefetch_lines` cache lines a k step are requested ahead from there (the panel that comes next).
+using MicroFn = void (*)(const uint8_t* a, int64_t lda, const int8_t* panel, int64_t k_steps, const int32_t* init,
+                         int32_t* tile, const char* prefetch, int prefetch_lines);
+
+// Everything an epilogue may need; a tile never knows which of it is used.
+struct Epilogue {
+    void* out = nullptr;
+    int64_t ldo = 0;                        // elements between rows of out
+    // float out: ((float(acc) * w_scale[n]) * x_scale[m]) + bias[n], each step rounded to float32, then activation
+    const float* w_scale = nullptr;
+    const float* x_scale = nullptr;         // null: 1 (SPIQ: the scale is inside the weight)
+    int64_t x_scale_step = 0;               // 0: one for all rows, 1: one a row
+    const float* bias = nullptr;
+    Activation activation = Activation::none;
+    // int8 / uint8 out: requant(acc + bias_i32[n]) + out_zero, clamped to [lo, hi]
+    const int32_t* bias_i32 = nullptr;
+    const int32_t* multiplier = nullptr;    // [n]
+    const int32_t* shift = nullptr;         // [n]
+    const float* requant_scale = nullptr;   // [n], rounding float_
+    int32_t out_zero = 0, lo = -128, hi = 127;
+    // rank-one patch of asymmetric weights: acc -= w_zero[n] * x_sum[m]
+    const int32_t* w_zero = nullptr;
+    const int32_t* x_sum = nullptr;
+};
+
+// Consumes tile[rows][64], whose first element is out[m0][n0]; cols <= 64 are real.
+using EpilogueFn = void (*)(const Epilogue& e, const int32_t* tile, int64_t m0, int rows, int64_t n0, int cols);
+// tile[r][n] -= w_zero[n0 + n] * x_sum[m0 + r]
+using PatchFn = void (*)(const Epilogue& e, int32_t* tile, int64_t m0, int rows, int64_t n0);
+
+// How one row of floats becomes codes: out[k] = clip(rint(x[k] * inv[k]) + zero, lo, hi), stored as a byte.
+struct QuantizeRow {
+    float inv = 1.0f;
+    const float* inv_k = nullptr;           // per channel (SPIQ) instead of inv
+    int32_t zero = 0, lo = -128, hi = 127;  // in the domain that is stored (128 added for the integer core)
+    bool need_sum = false;
+};
+// Largest bit pattern of |x|: float order, and >= 0x7f800000 exactly where something is not finite.
+using AmaxFn = uint32_t (*)(const void* x, int64_t k);
+// Returns the same maximum, writes k codes and, if asked, their sum.
+using QuantizeFn = uint32_t (*)(const void* x, int64_t k, const QuantizeRow& q, uint8_t* out, int32_t* sum);
+// u8 codes for the core from int8 (code + 128) or uint8 (copied); returns their sum.
+using CopyCodesFn = int32_t (*)(const uint8_t* x, int64_t k, uint8_t flip, uint8_t* out);
+
+struct Kernels {
+    const char* name;
+    int mr;                        // rows of the largest register tile
+    MicroFn micro[kMaxMr + 1];     // [r] computes r rows
+    PatchFn patch_zero_point;
+    EpilogueFn store_i32;
+    EpilogueFn store_float[3];     // by DType f32, bf16, f16
+    EpilogueFn store_byte[3];      // by Rounding
+    AmaxFn amax[3];                // by DType
+    QuantizeFn quantize[3];
+    CopyCodesFn copy_codes;
+};
+
+const Kernels& kernels_scalar();
+const Kernels& kernels_avx2();
+const Kernels& kernels_avx512vnni();
+
+// dispatch.cpp
+const Kernels& kernels(Isa isa);
+bool supported(Isa isa);           // CPUID and the operating system's saved state
+Isa best_isa();
+
+}  // namespace qk

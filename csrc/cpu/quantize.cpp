@@ -1,0 +1,106 @@
+#include "quantize.h"
+
+#include <atomic>
+#include <cstring>
+
+#include "parallel.h"
+
+namespace qk {
+
+namespace {
+
+const char* row_of(const void* x, DType type, int64_t ldx, int64_t row) {
+    const int64_t bytes = type == DType::f32 ? 4 : 2;
+    return static_cast<const char*>(x) + row * ldx * bytes;
+}
+
+void keep_first(std::atomic<int64_t>& first, int64_t row) {
+    int64_t seen = first.load(std::memory_order_relaxed);
+    while ((seen < 0 || row < seen) && !first.compare_exchange_weak(seen, row)) {
+    }
+}
+
+// Threads for a pass that only moves bytes: one until 256 KB are touched.
+int threads_for_bytes(int threads, int64_t bytes) {
+    return static_cast<int>(std::clamp<int64_t>(bytes >> 17, 1, threads));
+}
+
+}  // namespace
+
+float dynamic_scale(uint32_t amax_bits, bool is_signed) {
+    if (amax_bits < kTinyAmax) return 1.0f;
+    float amax;
+    std::memcpy(&amax, &amax_bits, 4);
+    return amax / (is_signed ? 127.0f : 255.0f);
+}
+
+int64_t quantize_rows(const Kernels& isa, const void* x, DType x_type, int64_t k, int64_t ldx, int64_t row_begin,
+                      int64_t row_end, const InputQuant& q, const float* inv_k, uint32_t tensor_bits, int32_t shift,
+                      uint8_t* codes, int64_t ldo, float* scales, int32_t* sums) {
+    const int type = static_cast<int>(x_type);
+    QuantizeRow row;
+    row.zero = q.zero_point + shift;
+    row.lo = (q.is_signed ? -128 : 0) + shift;
+    row.hi = (q.is_signed ? 127 : 255) + shift;
+    row.need_sum = sums != nullptr;
+    float scale = 1.0f;
+    if (q.mode == InputMode::static_tensor) scale = q.scale;
+    if (q.mode == InputMode::dynamic_tensor) scale = dynamic_scale(tensor_bits, q.is_signed);
+    if (q.mode == InputMode::channel) row.inv_k = inv_k;
+    int64_t bad = -1;
+    for (int64_t m = row_begin; m < row_end; ++m) {
+        const char* data = row_of(x, x_type, ldx, m);
+        if (q.mode == InputMode::dynamic_token) {
+            scale = dynamic_scale(isa.amax[type](data, k), q.is_signed);
+            scales[m] = scale;
+        }
+        row.inv = 1.0f / scale;
+        const uint32_t bits = isa.quantize[type](data, k, row, codes + m * ldo, sums ? sums + m : nullptr);
+        if (bits >= kNotFinite && bad < 0) bad = m;
+    }
+    if (row_begin == 0 && q.mode != InputMode::dynamic_token) scales[0] = scale;
+    return bad;
+}
+
+uint32_t amax_rows(const Kernels& isa, const void* x, DType x_type, int64_t k, int64_t ldx, int64_t row_begin,
+                   int64_t row_end) {
+    uint32_t bits = 0;
+    for (int64_t m = row_begin; m < row_end; ++m)
+        bits = std::max(bits, isa.amax[static_cast<int>(x_type)](row_of(x, x_type, ldx, m), k));
+    return bits;
+}
+
+int64_t quantize_activations(const Kernels& isa, const void* x, DType x_type, int64_t m, int64_t k, int64_t ldx,
+                             const InputQuant& q, const float* inv_k, uint8_t* codes, float* scales, int threads) {
+    threads = threads_for_bytes(threads, m * k * (x_type == DType::f32 ? 4 : 2));
+    scales[0] = 1.0f;
+    std::atomic<uint32_t> tensor_bits{0};
+    if (q.mode == InputMode::dynamic_tensor) {
+        parallel_for(threads, m, [&](int64_t row) {
+            const uint32_t bits = amax_rows(isa, x, x_type, k, ldx, row, row + 1);
+            uint32_t seen = tensor_bits.load(std::memory_order_relaxed);
+            while (bits > seen && !tensor_bits.compare_exchange_weak(seen, bits)) {
+            }
+        });
+    }
+    std::atomic<int64_t> bad{-1};
+    parallel_for(threads, m, [&](int64_t row) {
+        const int64_t found = quantize_rows(isa, x, x_type, k, ldx, row, row + 1, q, inv_k, tensor_bits.load(), 0,
+                                            codes, k, scales, nullptr);
+        if (found >= 0) keep_first(bad, found);
+    });
+    if (m == 0 && q.mode == InputMode::static_tensor) scales[0] = q.scale;
+    return bad.load();
+}
+
+void requantize(const Kernels& isa, const int32_t* acc, int64_t m, int64_t n, int64_t ld_acc, Epilogue epilogue,
+                Rounding rounding, int threads) {
+    // The epilogue reads tiles of 64 columns with a row pitch of 64, so one row at a time is a tile as it stands.
+    const EpilogueFn store = isa.store_byte[static_cast<int>(rounding)];
+    parallel_for(threads_for_bytes(threads, m * n * 5), m, [&](int64_t row) {
+        for (int64_t c = 0; c < n; c += kPanelN)
+            store(epilogue, acc + row * ld_acc + c, row, 1, c, static_cast<int>(std::min<int64_t>(kPanelN, n - c)));
+    });
+}
+
+}  // namespace qk

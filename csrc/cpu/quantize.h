@@ -1,0 +1,33 @@
+// Activation quantization and requantization over whole matrices.
+#pragma once
+
+#include "gemm.h"
+#include "kernels.h"
+
+namespace qk {
+
+// Bit pattern below which a row's or tensor's amax counts as zero and its scale is 1: 2^-100.
+inline constexpr uint32_t kTinyAmax = (127u - 100u) << 23;
+inline constexpr uint32_t kNotFinite = 0x7f800000u;
+
+// The scale that a dynamic maximum gives: amax / 127 (255 for unsigned codes), 1 where nothing is there to scale.
+float dynamic_scale(uint32_t amax_bits, bool is_signed);
+
+// codes (m, ldo) bytes; scales: 1 or m floats, as q.mode asks; sums (m) may be null. shift is added to every code
+// (128 for the integer core). inv_k: 1 / scale per input channel for InputMode::channel. Returns the first row with a
+// non-finite value, or -1. `tensor_bits` is the maximum over the whole tensor for InputMode::dynamic_tensor.
+int64_t quantize_rows(const Kernels& isa, const void* x, DType x_type, int64_t k, int64_t ldx, int64_t row_begin,
+                      int64_t row_end, const InputQuant& q, const float* inv_k, uint32_t tensor_bits, int32_t shift,
+                      uint8_t* codes, int64_t ldo, float* scales, int32_t* sums);
+uint32_t amax_rows(const Kernels& isa, const void* x, DType x_type, int64_t k, int64_t ldx, int64_t row_begin,
+                   int64_t row_end);
+
+// The public op: codes and scales for a matrix. Returns the first non-finite row, or -1.
+int64_t quantize_activations(const Kernels& isa, const void* x, DType x_type, int64_t m, int64_t k, int64_t ldx,
+                             const InputQuant& q, const float* inv_k, uint8_t* codes, float* scales, int threads);
+
+// out[m][n] = requant(acc[m][n]); per-channel arrays of n in the epilogue.
+void requantize(const Kernels& isa, const int32_t* acc, int64_t m, int64_t n, int64_t ld_acc, Epilogue epilogue,
+                Rounding rounding, int threads);
+
+}  // namespace qk

@@ -1,0 +1,207 @@
+// AVX2 + FMA + F16C primitives, the same names as every other simd header. Internal linkage.
+#pragma once
+
+#include <immintrin.h>
+
+#include "../../common/types.h"
+
+namespace {
+namespace simd {
+
+using qk::bf16;
+using qk::f16;
+
+inline constexpr int LANES = 8;
+using f32v = __m256;
+using i32v = __m256i;
+using i64v = __m256i;
+
+inline __m256i first(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+// ---- int8 products: vpmaddubsw saturates, so both sides widen to 16 bits and vpmaddwd is exact -------------------
+inline constexpr int ACC_N = 8;
+inline constexpr int NV = 1;
+inline constexpr int MR = 4;       // 4 x 2 accumulators + 2 weights + 1 activation of 16 registers
+struct acc_t {                     // two partial sums a channel, added when stored
+    __m256i low, high;
+};
+struct wvec {
+    __m256i low, high;             // 4 channels x 4 k each, int16
+};
+using xvec = __m256i;
+
+inline wvec load_w(const int8_t* p) {
+    const auto* q = reinterpret_cast<const __m128i*>(p);
+    return {_mm256_cvtepi8_epi16(_mm_loadu_si128(q)), _mm256_cvtepi8_epi16(_mm_loadu_si128(q + 1))};
+}
+inline xvec load_x(const uint8_t* p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return _mm256_cvtepu8_epi16(_mm_set1_epi32(four));
+}
+inline acc_t dot4(acc_t acc, xvec x, wvec w) {
+    return {_mm256_add_epi32(acc.low, _mm256_madd_epi16(x, w.low)),
+            _mm256_add_epi32(acc.high, _mm256_madd_epi16(x, w.high))};
+}
+inline acc_t acc_load(const int32_t* p) {
+    const auto* q = reinterpret_cast<const __m128i*>(p);
+    return {_mm256_cvtepu32_epi64(_mm_loadu_si128(q)), _mm256_cvtepu32_epi64(_mm_loadu_si128(q + 1))};
+}
+inline void acc_store(int32_t* p, acc_t acc) {
+    const __m256i pairs = _mm256_hadd_epi32(acc.low, acc.high);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(pairs, 0xd8));
+}
+
+// ---- float32 -----------------------------------------------------------------------------------------------------
+inline f32v set1(float x) { return _mm256_set1_ps(x); }
+inline f32v add(f32v a, f32v b) { return _mm256_add_ps(a, b); }
+inline f32v sub(f32v a, f32v b) { return _mm256_sub_ps(a, b); }
+inline f32v mul(f32v a, f32v b) { return _mm256_mul_ps(a, b); }
+inline f32v div(f32v a, f32v b) { return _mm256_div_ps(a, b); }
+inline f32v min(f32v a, f32v b) { return _mm256_min_ps(a, b); }
+inline f32v max(f32v a, f32v b) { return _mm256_max_ps(a, b); }
+inline f32v abs(f32v a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+inline f32v rint(f32v a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline f32v select_negative(f32v sign_of, f32v if_negative, f32v otherwise) {
+    return _mm256_blendv_ps(otherwise, if_negative, sign_of);
+}
+inline f32v pow2(f32v n) {
+    const i32v e = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(e, 23));
+}
+
+inline f32v load(const float* p) { return _mm256_loadu_ps(p); }
+inline f32v load(const float* p, int n) { return _mm256_maskload_ps(p, first(n)); }
+inline f32v load(const bf16* p) {
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+inline f32v load(const f16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+template <class Half>
+inline f32v load_half(const Half* p, int n) {   // AVX2 has no 16-bit mask: copy the tail
+    Half tail[LANES] = {};
+    __builtin_memcpy(tail, p, sizeof(Half) * n);
+    return load(tail);
+}
+inline f32v load(const bf16* p, int n) { return load_half(p, n); }
+inline f32v load(const f16* p, int n) { return load_half(p, n); }
+
+inline void store(float* p, f32v v) { _mm256_storeu_ps(p, v); }
+inline void store(float* p, f32v v, int n) { _mm256_maskstore_ps(p, first(n), v); }
+inline __m128i to_bf16(f32v v) {
+    const i32v bits = _mm256_castps_si256(v);
+    const i32v odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    i32v r = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    r = _mm256_srli_epi32(_mm256_blendv_epi8(r, _mm256_set1_epi32(0x7fc00000), nan), 16);
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(r, r), 0xd8);
+    return _mm256_castsi256_si128(packed);
+}
+inline __m128i to_f16(f32v v) { return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline void store(bf16* p, f32v v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), to_bf16(v)); }
+inline void store(f16* p, f32v v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), to_f16(v)); }
+template <class Half>
+inline void store_half(Half* p, f32v v, int n) {
+    Half tail[LANES];
+    store(tail, v);
+    __builtin_memcpy(p, tail, sizeof(Half) * n);
+}
+inline void store(bf16* p, f32v v, int n) { store_half(p, v, n); }
+inline void store(f16* p, f32v v, int n) { store_half(p, v, n); }
+
+// ---- int32 -------------------------------------------------------------------------------------------------------
+inline i32v seti(int32_t x) { return _mm256_set1_epi32(x); }
+inline i32v load(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+inline i32v load(const int32_t* p, int n) { return _mm256_maskload_epi32(p, first(n)); }
+inline void store(int32_t* p, i32v v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+inline void store(int32_t* p, i32v v, int n) { _mm256_maskstore_epi32(p, first(n), v); }
+inline i32v addi(i32v a, i32v b) { return _mm256_add_epi32(a, b); }
+inline i32v subi(i32v a, i32v b) { return _mm256_sub_epi32(a, b); }
+inline i32v muli(i32v a, i32v b) { return _mm256_mullo_epi32(a, b); }
+inline i32v maxu(i32v a, i32v b) { return _mm256_max_epu32(a, b); }
+inline i32v abs_bits(f32v a) { return _mm256_and_si256(_mm256_castps_si256(a), _mm256_set1_epi32(0x7fffffff)); }
+inline uint32_t reduce_maxu(i32v a) {
+    alignas(32) uint32_t v[8];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(v), a);
+    uint32_t m = v[0];
+    for (int i = 1; i < 8; ++i) m = v[i] > m ? v[i] : m;
+    return m;
+}
+inline int32_t reduce_add(i32v a) {
+    alignas(32) int32_t v[8];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(v), a);
+    int32_t s = 0;
+    for (int i = 0; i < 8; ++i) s += v[i];
+    return s;
+}
+inline f32v to_float(i32v a) { return _mm256_cvtepi32_ps(a); }
+inline i32v to_int(f32v a) { return _mm256_cvtps_epi32(a); }
+inline __m128i low_bytes(i32v v) {   // the low byte of each lane, in the first 8 bytes
+    const __m256i pick = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,  //
+                                          0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+    const __m256i b = _mm256_shuffle_epi8(v, pick);
+    return _mm_unpacklo_epi32(_mm256_castsi256_si128(b), _mm256_extracti128_si256(b, 1));
+}
+inline void store_bytes(uint8_t* p, i32v v) { _mm_storel_epi64(reinterpret_cast<__m128i*>(p), low_bytes(v)); }
+inline void store_bytes(uint8_t* p, i32v v, int n) {
+    uint8_t tail[8];
+    store_bytes(tail, v);
+    __builtin_memcpy(p, tail, n);
+}
+inline void store_bytes4(uint8_t* p, i32v a, i32v b, i32v c, i32v d, bool is_signed) {
+    const i32v ab = _mm256_packs_epi32(a, b), cd = _mm256_packs_epi32(c, d);
+    const i32v abcd = is_signed ? _mm256_packs_epi16(ab, cd) : _mm256_packus_epi16(ab, cd);
+    const i32v order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permutevar8x32_epi32(abcd, order));
+}
+
+// ---- 64-bit halves; AVX2 has no 64-bit arithmetic shift, so shift the value offset by 2^63 -------------------------
+inline i64v set64(int64_t x) { return _mm256_set1_epi64x(x); }
+inline i64v add64(i64v a, i64v b) { return _mm256_add_epi64(a, b); }
+inline i64v sub64(i64v a, i64v b) { return _mm256_sub_epi64(a, b); }
+inline i64v and64(i64v a, i64v b) { return _mm256_and_si256(a, b); }
+inline i64v sra64(i64v a, i64v n) {
+    const __m256i top = _mm256_set1_epi64x(INT64_MIN);
+    return _mm256_sub_epi64(_mm256_srlv_epi64(_mm256_xor_si256(a, top), n), _mm256_srlv_epi64(top, n));
+}
+inline i64v even(i32v a) { return sra64(_mm256_slli_epi64(a, 32), set64(32)); }
+inline i64v odd(i32v a) { return sra64(a, set64(32)); }
+inline i32v merge(i64v even_lanes, i64v odd_lanes) {
+    return _mm256_blend_epi32(even_lanes, _mm256_slli_epi64(odd_lanes, 32), 0xaa);
+}
+inline i64v mul32(i64v a, i64v b) { return _mm256_mul_epi32(a, b); }
+inline i64v min64(i64v a, i64v b) { return _mm256_blendv_epi8(a, b, _mm256_cmpgt_epi64(a, b)); }
+inline i64v max64(i64v a, i64v b) { return _mm256_blendv_epi8(b, a, _mm256_cmpgt_epi64(a, b)); }
+inline i64v sll64(i64v a, i64v n) { return _mm256_sllv_epi64(a, n); }
+inline i64v negative_mask(i64v a) { return _mm256_cmpgt_epi64(_mm256_setzero_si256(), a); }
+inline i64v greater_one(i64v a, i64v b) {
+    return _mm256_and_si256(_mm256_cmpgt_epi64(a, b), _mm256_set1_epi64x(1));
+}
+
+// ---- bytes -------------------------------------------------------------------------------------------------------
+inline constexpr int BYTES = 32;
+inline __m256i load_bytes(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+inline __m256i load_bytes(const uint8_t* p, int n) {
+    uint8_t tail[32] = {};
+    __builtin_memcpy(tail, p, n);
+    return load_bytes(tail);
+}
+inline void store_raw(uint8_t* p, __m256i v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+inline void store_raw(uint8_t* p, __m256i v, int n) {
+    uint8_t tail[32];
+    store_raw(tail, v);
+    __builtin_memcpy(p, tail, n);
+}
+inline __m256i set_bytes(uint8_t x) { return _mm256_set1_epi8(static_cast<char>(x)); }
+inline __m256i xor_bytes(__m256i a, __m256i b) { return _mm256_xor_si256(a, b); }
+inline i32v sum_bytes(i32v acc, __m256i v) {   // 255 + 255 cannot saturate vpmaddubsw against ones
+    const __m256i pairs = _mm256_maddubs_epi16(v, _mm256_set1_epi8(1));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
+
+}  // namespace simd
+}  // namespace

@@ -1,0 +1,151 @@
+// AVX-512 F/BW/DQ/VL + VNNI primitives. Included by one translation unit; everything has internal linkage.
+#pragma once
+
+#include <immintrin.h>
+
+#include "../../common/types.h"
+
+namespace {
+namespace simd {
+
+using qk::bf16;
+using qk::f16;
+
+inline constexpr int LANES = 16;
+using f32v = __m512;
+using i32v = __m512i;
+using i64v = __m512i;
+
+inline __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+
+// ---- int8 products: lanes are output channels -------------------------------------------------------------------
+inline constexpr int ACC_N = 16;   // output channels of one accumulator register
+inline constexpr int NV = 4;       // accumulators of a row: a whole 64-wide panel
+inline constexpr int MR = 6;       // 6 x 4 accumulators + 4 weights + 1 activation = 29 of 32 registers
+using acc_t = __m512i;
+using wvec = __m512i;
+using xvec = __m512i;
+
+inline wvec load_w(const int8_t* p) { return _mm512_loadu_si512(p); }
+inline xvec load_x(const uint8_t* p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return _mm512_set1_epi32(four);
+}
+inline acc_t dot4(acc_t acc, xvec x, wvec w) { return _mm512_dpbusd_epi32(acc, x, w); }
+inline acc_t acc_load(const int32_t* p) { return _mm512_loadu_si512(p); }
+inline void acc_store(int32_t* p, acc_t acc) { _mm512_storeu_si512(p, acc); }
+
+// ---- float32 -----------------------------------------------------------------------------------------------------
+inline f32v set1(float x) { return _mm512_set1_ps(x); }
+inline f32v add(f32v a, f32v b) { return _mm512_add_ps(a, b); }
+inline f32v sub(f32v a, f32v b) { return _mm512_sub_ps(a, b); }
+inline f32v mul(f32v a, f32v b) { return _mm512_mul_ps(a, b); }
+inline f32v div(f32v a, f32v b) { return _mm512_div_ps(a, b); }
+inline f32v min(f32v a, f32v b) { return _mm512_min_ps(a, b); }
+inline f32v max(f32v a, f32v b) { return _mm512_max_ps(a, b); }
+inline f32v abs(f32v a) { return _mm512_abs_ps(a); }
+inline f32v rint(f32v a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline f32v select_negative(f32v sign_of, f32v if_negative, f32v otherwise) {
+    return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(sign_of)), otherwise, if_negative);
+}
+// 2^n for integral n in [-126, 127]
+inline f32v pow2(f32v n) {
+    const i32v e = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(e, 23));
+}
+
+inline f32v load(const float* p) { return _mm512_loadu_ps(p); }
+inline f32v load(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
+inline f32v load(const bf16* p) {
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+inline f32v load(const bf16* p, int n) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(n), p)), 16));
+}
+inline f32v load(const f16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+inline f32v load(const f16* p, int n) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p)); }
+
+inline void store(float* p, f32v v) { _mm512_storeu_ps(p, v); }
+inline void store(float* p, f32v v, int n) { _mm512_mask_storeu_ps(p, first(n), v); }
+inline __m256i to_bf16(f32v v) {   // round to nearest even; NaN stays NaN. vcvtneps2bf16 would flush subnormals
+    const i32v bits = _mm512_castps_si512(v);
+    const i32v odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    i32v r = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    r = _mm512_mask_mov_epi32(r, nan, _mm512_set1_epi32(0x7fc00000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16));
+}
+inline void store(bf16* p, f32v v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bf16(v)); }
+inline void store(bf16* p, f32v v, int n) { _mm256_mask_storeu_epi16(p, first(n), to_bf16(v)); }
+inline __m256i to_f16(f32v v) { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline void store(f16* p, f32v v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_f16(v)); }
+inline void store(f16* p, f32v v, int n) { _mm256_mask_storeu_epi16(p, first(n), to_f16(v)); }
+
+// ---- int32 -------------------------------------------------------------------------------------------------------
+inline i32v seti(int32_t x) { return _mm512_set1_epi32(x); }
+inline i32v load(const int32_t* p) { return _mm512_loadu_si512(p); }
+inline i32v load(const int32_t* p, int n) { return _mm512_maskz_loadu_epi32(first(n), p); }
+inline void store(int32_t* p, i32v v) { _mm512_storeu_si512(p, v); }
+inline void store(int32_t* p, i32v v, int n) { _mm512_mask_storeu_epi32(p, first(n), v); }
+inline i32v addi(i32v a, i32v b) { return _mm512_add_epi32(a, b); }
+inline i32v subi(i32v a, i32v b) { return _mm512_sub_epi32(a, b); }
+inline i32v muli(i32v a, i32v b) { return _mm512_mullo_epi32(a, b); }
+inline i32v minu(i32v a, i32v b) { return _mm512_min_epu32(a, b); }
+inline i32v maxu(i32v a, i32v b) { return _mm512_max_epu32(a, b); }
+inline i32v abs_bits(f32v a) { return _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7fffffff)); }
+inline uint32_t reduce_maxu(i32v a) { return _mm512_reduce_max_epu32(a); }
+inline int32_t reduce_add(i32v a) { return _mm512_reduce_add_epi32(a); }
+inline f32v to_float(i32v a) { return _mm512_cvtepi32_ps(a); }
+inline i32v to_int(f32v a) { return _mm512_cvtps_epi32(a); }   // half to even; callers clamp first
+inline void store_bytes(uint8_t* p, i32v v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v));
+}
+inline void store_bytes(uint8_t* p, i32v v, int n) { _mm512_mask_cvtepi32_storeu_epi8(p, first(n), v); }
+// 4 * LANES values that already lie in [lo, hi] of their byte type; three packs and a permute instead of four vpmovdb
+inline void store_bytes4(uint8_t* p, i32v a, i32v b, i32v c, i32v d, bool is_signed) {
+    const i32v ab = _mm512_packs_epi32(a, b), cd = _mm512_packs_epi32(c, d);
+    const i32v abcd = is_signed ? _mm512_packs_epi16(ab, cd) : _mm512_packus_epi16(ab, cd);
+    const i32v order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, abcd));
+}
+
+// ---- 64-bit halves of an int32 register, for fixed-point products --------------------------------------------------
+inline i64v even(i32v a) { return _mm512_srai_epi64(_mm512_slli_epi64(a, 32), 32); }
+inline i64v odd(i32v a) { return _mm512_srai_epi64(a, 32); }
+inline i32v merge(i64v even_lanes, i64v odd_lanes) {
+    return _mm512_mask_blend_epi32(0xaaaa, even_lanes, _mm512_slli_epi64(odd_lanes, 32));
+}
+inline i64v set64(int64_t x) { return _mm512_set1_epi64(x); }
+inline i64v add64(i64v a, i64v b) { return _mm512_add_epi64(a, b); }
+inline i64v sub64(i64v a, i64v b) { return _mm512_sub_epi64(a, b); }
+inline i64v and64(i64v a, i64v b) { return _mm512_and_si512(a, b); }
+inline i64v mul32(i64v a, i64v b) { return _mm512_mul_epi32(a, b); }   // both fit int32
+inline i64v min64(i64v a, i64v b) { return _mm512_min_epi64(a, b); }
+inline i64v max64(i64v a, i64v b) { return _mm512_max_epi64(a, b); }
+inline i64v sll64(i64v a, i64v n) { return _mm512_sllv_epi64(a, n); }   // 0 where n > 63
+inline i64v sra64(i64v a, i64v n) { return _mm512_srav_epi64(a, n); }
+inline i64v negative_mask(i64v a) { return _mm512_srai_epi64(a, 63); }
+inline i64v greater_one(i64v a, i64v b) {                               // 1 where a > b, else 0
+    return _mm512_maskz_mov_epi64(_mm512_cmpgt_epi64_mask(a, b), _mm512_set1_epi64(1));
+}
+
+// ---- bytes -------------------------------------------------------------------------------------------------------
+inline constexpr int BYTES = 64;
+inline __m512i load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+inline __m512i load_bytes(const uint8_t* p, int n) {
+    return _mm512_maskz_loadu_epi8(n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1, p);
+}
+inline void store_raw(uint8_t* p, __m512i v) { _mm512_storeu_si512(p, v); }
+inline void store_raw(uint8_t* p, __m512i v, int n) {
+    _mm512_mask_storeu_epi8(p, n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1, v);
+}
+inline __m512i set_bytes(uint8_t x) { return _mm512_set1_epi8(static_cast<char>(x)); }
+inline __m512i xor_bytes(__m512i a, __m512i b) { return _mm512_xor_si512(a, b); }
+inline i32v sum_bytes(i32v acc, __m512i v) { return _mm512_dpbusd_epi32(acc, v, _mm512_set1_epi8(1)); }
+
+inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
+
+}  // namespace simd
+}  // namespace

@@ -1,0 +1,140 @@
+// One lane, plain C++: the same names as the vector headers. The kernel that everything else is compared with, and
+// the one that runs on any machine. Internal linkage.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+
+#include "../../common/types.h"
+
+namespace {
+namespace simd {
+
+using qk::bf16;
+using qk::f16;
+
+inline constexpr int LANES = 1;
+using f32v = float;
+using i32v = int32_t;
+struct i64v {
+    int64_t v;
+};
+
+// ---- int8 products -------------------------------------------------------------------------------------------------
+inline constexpr int ACC_N = 1;
+inline constexpr int NV = 8;
+inline constexpr int MR = 1;
+using acc_t = int32_t;
+using wvec = const int8_t*;
+using xvec = const uint8_t*;
+
+inline wvec load_w(const int8_t* p) { return p; }
+inline xvec load_x(const uint8_t* p) { return p; }
+inline acc_t dot4(acc_t acc, xvec x, wvec w) {   // unsigned: the offset form may wrap modulo 2^32
+    uint32_t sum = static_cast<uint32_t>(acc);
+    for (int i = 0; i < 4; ++i) sum += static_cast<uint32_t>(int32_t{x[i]} * int32_t{w[i]});
+    return static_cast<int32_t>(sum);
+}
+inline acc_t acc_load(const int32_t* p) { return *p; }
+inline void acc_store(int32_t* p, acc_t acc) { *p = acc; }
+
+// ---- float32 -------------------------------------------------------------------------------------------------------
+inline uint32_t bits_of(float x) {
+    uint32_t u;
+    std::memcpy(&u, &x, 4);
+    return u;
+}
+inline float float_of(uint32_t u) {
+    float x;
+    std::memcpy(&x, &u, 4);
+    return x;
+}
+inline f32v set1(float x) { return x; }
+inline f32v add(f32v a, f32v b) { return a + b; }
+inline f32v sub(f32v a, f32v b) { return a - b; }
+inline f32v mul(f32v a, f32v b) { return a * b; }
+inline f32v div(f32v a, f32v b) { return a / b; }
+inline f32v min(f32v a, f32v b) { return a < b ? a : b; }
+inline f32v max(f32v a, f32v b) { return a > b ? a : b; }
+inline f32v abs(f32v a) { return std::fabs(a); }
+inline f32v rint(f32v a) { return std::nearbyintf(a); }
+inline f32v select_negative(f32v sign_of, f32v if_negative, f32v otherwise) {
+    return bits_of(sign_of) >> 31 ? if_negative : otherwise;
+}
+inline f32v pow2(f32v n) { return float_of(static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23); }
+
+inline float half_to_float(uint16_t h) {
+    const uint32_t sign = uint32_t{h & 0x8000u} << 16, exponent = (h >> 10) & 31, mantissa = h & 0x3ffu;
+    if (exponent == 31) return float_of(sign | 0x7f800000u | (mantissa << 13));
+    if (exponent == 0) {
+        const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
+        return sign ? -magnitude : magnitude;
+    }
+    return float_of(sign | ((exponent + 112) << 23) | (mantissa << 13));
+}
+inline uint16_t float_to_half(float x) {   // round to nearest even
+    const uint32_t u = bits_of(x), sign = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | ((magnitude >> 13) & 0x3ffu));
+    if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);   // rounds past 65504
+    if (magnitude < 0x38800000u)   // subnormal: let the float adder round at 2^-24
+        return static_cast<uint16_t>(sign | (bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f)));
+    const uint32_t odd = (magnitude >> 13) & 1;
+    return static_cast<uint16_t>(sign | ((magnitude + 0xfffu + odd - (112u << 23)) >> 13));
+}
+
+inline f32v load(const float* p) { return *p; }
+inline f32v load(const bf16* p) { return float_of(uint32_t{p->bits} << 16); }
+inline f32v load(const f16* p) { return half_to_float(p->bits); }
+inline void store(float* p, f32v v) { *p = v; }
+inline void store(bf16* p, f32v v) {
+    const uint32_t u = bits_of(v);
+    p->bits = v != v ? 0x7fc0 : static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+inline void store(f16* p, f32v v) { p->bits = float_to_half(v); }
+template <class T>
+inline f32v load(const T* p, int) {
+    return load(p);
+}
+template <class T>
+inline void store(T* p, f32v v, int) {
+    store(p, v);
+}
+
+// ---- int32 ---------------------------------------------------------------------------------------------------------
+inline i32v seti(int32_t x) { return x; }
+inline i32v load(const int32_t* p) { return *p; }
+inline i32v load(const int32_t* p, int) { return *p; }
+inline void store(int32_t* p, i32v v) { *p = v; }
+inline void store(int32_t* p, i32v v, int) { *p = v; }
+inline i32v addi(i32v a, i32v b) { return static_cast<int32_t>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b)); }
+inline i32v subi(i32v a, i32v b) { return static_cast<int32_t>(static_cast<uint32_t>(a) - static_cast<uint32_t>(b)); }
+inline i32v muli(i32v a, i32v b) { return static_cast<int32_t>(static_cast<uint32_t>(a) * static_cast<uint32_t>(b)); }
+inline i32v maxu(i32v a, i32v b) { return static_cast<uint32_t>(a) > static_cast<uint32_t>(b) ? a : b; }
+inline i32v abs_bits(f32v a) { return static_cast<int32_t>(bits_of(a) & 0x7fffffffu); }
+inline uint32_t reduce_maxu(i32v a) { return static_cast<uint32_t>(a); }
+inline int32_t reduce_add(i32v a) { return a; }
+inline f32v to_float(i32v a) { return static_cast<float>(a); }
+inline i32v to_int(f32v a) { return static_cast<int32_t>(std::nearbyintf(a)); }
+inline void store_bytes(uint8_t* p, i32v v) { *p = static_cast<uint8_t>(v); }
+inline void store_bytes(uint8_t* p, i32v v, int) { *p = static_cast<uint8_t>(v); }
+inline void store_bytes4(uint8_t* p, i32v a, i32v b, i32v c, i32v d, bool) {
+    p[0] = static_cast<uint8_t>(a);
+    p[1] = static_cast<uint8_t>(b);
+    p[2] = static_cast<uint8_t>(c);
+    p[3] = static_cast<uint8_t>(d);
+}
+
+// ---- bytes ---------------------------------------------------------------------------------------------------------
+inline constexpr int BYTES = 1;
+inline uint8_t load_bytes(const uint8_t* p) { return *p; }
+inline uint8_t load_bytes(const uint8_t* p, int) { return *p; }
+inline void store_raw(uint8_t* p, uint8_t v) { *p = v; }
+inline void store_raw(uint8_t* p, uint8_t v, int) { *p = v; }
+inline uint8_t set_bytes(uint8_t x) { return x; }
+inline uint8_t xor_bytes(uint8_t a, uint8_t b) { return a ^ b; }
+inline i32v sum_bytes(i32v acc, uint8_t v) { return acc + v; }
+
+inline void prefetch(const char*) {}
+
+}  // namespace simd
+}  // namespace
