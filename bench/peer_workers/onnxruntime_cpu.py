@@ -1,0 +1,111 @@
+"""onnxruntime's CPU provider (MLAS), inputs and outputs bound once.
+
+The cold cases are one session of many nodes, so the cost of ``run`` is shared between them; a warm case is a session of
+one node and contains it (the note says how much that is).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from .problem import Built, Problem, Variant, sample_warm
+
+MS = "com.microsoft"
+
+
+def load(threads: int):
+    import onnx
+    import onnxruntime as ort
+    from onnx import TensorProto, helper, numpy_helper
+
+    kinds = {np.dtype(t): helper.np_dtype_to_tensor_dtype(np.dtype(t)) for t in ("f4", "u1", "i1", "i4")}
+
+    def run(op, extra, x, weights, out, reference, real=lambda y: y, domain="") -> Built:
+        """A session of one node a weight: ``op(x, *inputs)``; ``extra(w)`` orders the inputs around the weight name."""
+        constants, inputs_of = extra
+        initializers = [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()]
+        initializers += [
+            numpy_helper.from_array(np.ascontiguousarray(w.T), f"w{i}") for i, w in enumerate(weights)
+        ]
+        names = [f"y{i}" for i in range(len(weights))]
+        nodes = [
+            helper.make_node(op, ["x", *inputs_of(f"w{i}")], [y], domain=domain) for i, y in enumerate(names)
+        ]
+        shape = [x.shape[0], weights[0].shape[0]]
+        return Built(*session(nodes, initializers, x, names, shape, out, real), reference, len(names))
+
+    def session(nodes, initializers, x, names, shape, out, real):
+        graph = helper.make_graph(
+            nodes,
+            "peer",
+            [helper.make_tensor_value_info("x", kinds[x.dtype], list(x.shape))],
+            [helper.make_tensor_value_info(n, kinds[np.dtype(out)], shape) for n in names],
+            initializers,
+        )
+        opsets = [helper.make_opsetid("", 21), helper.make_opsetid(MS, 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 3
+        s = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        binding = s.io_binding()
+        bound = ort.OrtValue.ortvalue_from_numpy(x)
+        outputs = [ort.OrtValue.ortvalue_from_shape_and_type(shape, out) for _ in names]
+        binding.bind_ortvalue_input("x", bound)
+        for name, value in zip(names, outputs, strict=True):
+            binding.bind_ortvalue_output(name, value)
+        # the wrapped method: InferenceSession.run_with_iobinding itself adds 40 us of Python
+        call = partial(s._sess.run_with_iobinding, binding._iobinding, ort.RunOptions())
+        return [lambda keep=(s, binding, bound, outputs): call()], lambda: real(outputs[0].numpy())
+
+    def weights_of(p: Problem, copies: int):
+        return [p.weight(i) for i in range(copies)]
+
+    def matmul_integer(signed: bool):
+        def build(p: Problem, copies: int) -> Built:
+            x = p.x_s8 if signed else p.x_u8
+            real = lambda y: y.astype(np.float64) * p.w_scale
+            extra = ({}, lambda w: [w])
+            return run("MatMulInteger", extra, x, weights_of(p, copies), np.int32, p.reference(x), real)
+
+        return build
+
+    def qlinear_matmul(p: Problem, copies: int) -> Built:
+        reference = p.reference(p.x_u8.astype(np.int16) - 128, p.x_scale)
+        out_scale = np.float32(p.output_scale(reference))
+        constants = {
+            "xs": np.float32(p.x_scale),
+            "xz": np.uint8(128),
+            "ws": p.w_scale,
+            "wz": np.zeros(p.N, np.int8),
+            "ys": out_scale,
+            "yz": np.uint8(128),
+        }
+        extra = (constants, lambda w: ["xs", "xz", w, "ws", "wz", "ys", "yz"])
+        real = lambda y: (y.astype(np.float64) - 128) * out_scale
+        return run("QLinearMatMul", extra, p.x_u8, weights_of(p, copies), np.uint8, reference, real)
+
+    def dynamic(p: Problem, copies: int) -> Built:
+        extra = ({"ws": p.w_scale, "wz": np.zeros(p.N, np.int8)}, lambda w: [w, "ws", "wz"])
+        weights = weights_of(p, copies)
+        return run("DynamicQuantizeMatMul", extra, p.x, weights, np.float32, p.reference(p.x), domain=MS)
+
+    def matmul(p: Problem, copies: int) -> Built:
+        weights = [p.float_weight(i) for i in range(copies)]
+        return run("MatMul", ({}, lambda w: [w]), p.x, weights, np.float32, p.reference(p.x))
+
+    x = np.zeros((1, 16), np.float32)
+    null = session([helper.make_node("Relu", ["x"], ["y"])], [], x, ["y"], [1, 16], np.float32, lambda y: y)
+    overhead = float(np.median(sample_warm(Built(*null, x), 0.02)))
+    assert kinds[np.dtype("f4")] == TensorProto.FLOAT
+    variants = [
+        Variant("onnxruntime MatMulInteger u8->s32", "gemm", matmul_integer(False), "exact"),
+        Variant("onnxruntime MatMulInteger s8->s32", "gemm", matmul_integer(True), "exact"),
+        Variant("onnxruntime QLinearMatMul u8->u8", "requant", qlinear_matmul, "codes_out"),
+        Variant("onnxruntime DynamicQuantizeMatMul", "linear_f32", dynamic, "dynamic"),
+        Variant("onnxruntime MatMul f32", "float32", matmul, "float32", 4),
+    ]
+    notes = [f"onnxruntime: an empty run costs {overhead:.1f} us; the warm rows contain it"]
+    return f"onnxruntime {ort.__version__} (onnx {onnx.__version__})", variants, notes

@@ -1,0 +1,359 @@
+#!/usr/bin/env python
+"""Times qkernels against the int8 linear layers of other libraries, in one interleaved run.
+
+    python bench/peers.py                          # the whole grid, one thread and then two
+    python bench/peers.py --threads 1 --shapes 384x1536 --m 1 128 --only litert qkernels
+    python bench/peers.py --quick                  # two shapes, few rounds
+
+Each library runs in a process of its own, so that thread pools do not meet; ``--python litert=/other/venv/bin/python``
+lets one live in another environment, and a library that is not installed is named and left out.  In every cell (M, K, N,
+warm or cold, threads) all libraries build their case and check it against NumPy, and then take turns, one short sample
+each, round after round; who is not sampled sleeps on a pipe.  Ratios are taken within a round, so a clock that moves
+between rounds moves both sides.
+
+warm: one weight, called again and again.  cold: before each sample more than the last-level cache is read, and the sample
+uses every copy of the weight once.
+
+Shapes are K x N: a layer of K inputs and N outputs on M rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+from peer_workers import CATEGORIES, FAMILIES, OURS
+from peer_workers.report import cpu_model, tables
+
+HERE = Path(__file__).resolve().parent
+
+SHAPES = [(384, 384), (384, 1536), (1536, 384), (768, 3072), (4096, 4096), (4096, 11008)]
+MS = [1, 16, 128, 512]
+COLD_MAX_M = 16
+COPY_BYTES, MAX_COPIES = 128 << 20, 192  # weight copies of a cold case
+FLOATS = ("float32", "bfloat16")  # in the table for scale, warm only
+console = Console(stderr=True)
+
+
+class Peer:
+    """A worker process and the variants it offers."""
+
+    def __init__(self, family: str, python: str, threads: int, cpus: list[int], log_dir: str):
+        env = {**os.environ, **FAMILIES[family].env, "PYTHONPATH": python_path()}
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            env[name] = str(threads)
+        # glibc: keep large result buffers instead of mapping them anew in every call, for all alike
+        env |= {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
+        env |= {"TF_CPP_MIN_LOG_LEVEL": "3", "GLOG_minloglevel": "3"}
+        self.family, self.log = family, Path(log_dir) / f"{family}-{threads}.log"
+        command = [python, "-m", "peer_workers", family, str(threads), ",".join(map(str, cpus))]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            )
+        self.hello = self._answer()
+
+    def _answer(self) -> dict:
+        line = self.process.stdout.readline()
+        if not line:
+            code = self.process.wait()
+            tail = self.log.read_text(errors="replace").strip().splitlines()[-1:]
+            return {"ok": False, "died": True, "why": f"the process ended with {code}: {''.join(tail)[:200]}"}
+        return json.loads(line)
+
+    def ask(self, do: str, **fields) -> dict:
+        try:
+            self.process.stdin.write(json.dumps({"do": do, **fields}) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        return self._answer()
+
+    def settle(self) -> None:
+        """Waits until none of the worker's threads runs: spinning pools must not disturb who is timed next."""
+        deadline = time.monotonic() + 0.5
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        while time.monotonic() < deadline and tasks.exists():
+            with contextlib.suppress(OSError):
+                stats = [(t / "stat").read_text().rpartition(")")[2].split()[0] for t in tasks.iterdir()]
+                if "R" not in stats:
+                    return
+            time.sleep(0.001)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self.process.stdin.write('{"do": "quit"}\n')
+            self.process.stdin.close()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+def python_path() -> str:
+    return os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def start(args, threads: int, cpus: list[int], log_dir: str, notes: list[str]) -> list[Peer]:
+    peers = []
+    for family in FAMILIES:
+        if args.only and family not in args.only:
+            continue
+        console.print(f"starting {family} on {threads} thread(s) ...", style="dim")
+        peer = Peer(family, args.python.get(family, sys.executable), threads, cpus, log_dir)
+        if peer.hello["ok"]:
+            notes += [n for n in peer.hello["notes"] if n not in notes]
+            peers.append(peer)
+            continue
+        why = peer.hello["why"]
+        if peer.hello.get("missing"):
+            how = "build qkernels first" if family == OURS else "pip install -r bench/peers-requirements.txt"
+            why = f"not installed ({why}): {how}"
+        notes.append(f"{family}: left out: {why}")
+        console.print(notes[-1], style="bold yellow")
+        peer.close()
+    return peers
+
+
+def measure_cell(
+    peers: list[Peer], cell: dict, args, sweep_bytes: int, clock, notes: list[str]
+) -> list[dict]:
+    """Builds a cell in every worker, times it round by round, and returns one row a variant."""
+    shape = {k: cell[k] for k in "MKN"}
+    cold = cell["mode"] == "cold"
+    runs = []
+    for peer in peers:
+        for v in peer.hello["variants"]:
+            if v["category"] not in (args.categories or CATEGORIES) or (cold and v["category"] in FLOATS):
+                continue
+            weight = cell["K"] * cell["N"] * v["weight_bytes"]
+            copies = max(3, min(MAX_COPIES, -(-COPY_BYTES // weight))) if cold else 1
+            got = peer.ask(
+                "build", name=v["name"], **shape, copies=copies, sweep_bytes=sweep_bytes if cold else 0
+            )
+            if got["ok"]:
+                runs.append({"peer": peer, "v": v, "built": got, "rounds": [], "ghz": []})
+                continue
+            notes.append(f"{v['name']} {cell['mode']} {shape} {cell['threads']}t: not timed: {got['why']}")
+    for number in range(args.rounds):
+        for run in runs:
+            if run.get("dropped") or run["peer"].process.poll() is not None:
+                continue
+            run["ghz"].append(clock())
+            name = run["v"]["name"]
+            got = run["peer"].ask("sample", name=name, seconds=args.sample_ms / 1e3, cold=cold)
+            if got["ok"]:
+                run["rounds"].append(got["us"])
+            else:
+                notes.append(f"{name} {cell['mode']} {shape}: failed while timed: {got['why']}")
+                run["dropped"] = True
+            run["peer"].settle()
+        if number == 0:
+            drop_slow(runs, args.prune)
+    for peer in peers:
+        if peer.process.poll() is None:
+            peer.ask("drop")
+    return [row_of(cell, run) for run in runs if run["rounds"]]
+
+
+def drop_slow(runs: list[dict], factor: float) -> None:
+    """After the first round, who is ``factor`` times slower than the best of the category is not timed again."""
+    for category in CATEGORIES:
+        group = [r for r in runs if r["v"]["category"] == category and r["rounds"]]
+        best = min((statistics.median(r["rounds"][0]) for r in group), default=0)
+        for r in group:
+            if statistics.median(r["rounds"][0]) > factor * best and r["peer"].family != OURS:
+                r["dropped"] = True
+                r["peer"].ask("drop", name=r["v"]["name"])
+
+
+def row_of(cell: dict, run: dict) -> dict:
+    times = np.concatenate([np.asarray(r) for r in run["rounds"]])
+    us = float(np.median(times))
+    macs = cell["M"] * cell["K"] * cell["N"]
+    clocks = [c for c in run["ghz"] if c]
+    return {
+        **cell,
+        "category": run["v"]["category"],
+        "family": run["peer"].family,
+        "name": run["v"]["name"],
+        "us": us,
+        "p10": float(np.percentile(times, 10)),
+        "p90": float(np.percentile(times, 90)),
+        "gmacs": macs / us / 1e3,
+        "weight_gbs": cell["K"] * cell["N"] * run["v"]["weight_bytes"] / us / 1e3,
+        "rounds": [float(np.median(r)) for r in run["rounds"]],
+        "samples": int(times.size),
+        "error": run["built"]["error"],
+        "copies": run["built"]["copies"],
+        "core_ghz": round(statistics.median(clocks), 3) if clocks else None,
+    }
+
+
+def git_commit() -> str:
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    changes = "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+    return (git("rev-parse", "--short=12", "HEAD") or "unknown") + changes
+
+
+def core_clock():
+    """Reads the core clock in GHz (a chain of dependent adds) where qkernels is built; else gives None."""
+    try:
+        from qkernels import _native
+
+        _native.core_ghz()
+        return _native.core_ghz
+    except (ImportError, AttributeError):
+        return lambda: None
+
+
+def shape(text: str) -> tuple[int, int]:
+    k, n = (int(v) for v in text.lower().split("x"))
+    return k, n
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument(
+        "--threads", type=int, nargs="+", default=[1, 2], help="thread counts, each a run of its own"
+    )
+    p.add_argument("--shapes", type=shape, nargs="+", default=SHAPES, metavar="KxN")
+    p.add_argument(
+        "--m", type=int, nargs="+", default=MS, metavar="M", help=f"rows; cold cells up to {COLD_MAX_M}"
+    )
+    p.add_argument("--mode", choices=["warm", "cold", "both"], default="both")
+    p.add_argument("--only", nargs="+", choices=FAMILIES, metavar="FAMILY", help=", ".join(FAMILIES))
+    p.add_argument(
+        "--categories", nargs="+", choices=CATEGORIES, metavar="CATEGORY", help=", ".join(CATEGORIES)
+    )
+    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--sample-ms", type=float, default=40, help="length of one warm sample")
+    p.add_argument(
+        "--prune", type=float, default=2.5, help="leave a peer after one round if it is this much slower"
+    )
+    p.add_argument("--quick", action="store_true", help="384x1536 and 768x3072, M = 1 and 128, three rounds")
+    p.add_argument(
+        "--python", action="append", default=[], metavar="FAMILY=PYTHON", help="interpreter of one family"
+    )
+    p.add_argument(
+        "--lock", metavar="FILE", help="hold this lock file while a cell is timed (shared machines)"
+    )
+    p.add_argument(
+        "--all", action="store_true", help="print every implementation, not only the best two peers"
+    )
+    p.add_argument("--show", metavar="JSON", nargs="+", help="print the tables of earlier runs and stop")
+    p.add_argument("--json", metavar="OUT", help="default: bench/results/peers-<cpu>-<date>.json")
+    args = p.parse_args(argv)
+    if args.quick:
+        args.shapes, args.m, args.rounds = [(384, 1536), (768, 3072)], [1, 128], 3
+    for item in args.python:
+        if item.partition("=")[0] not in FAMILIES or "=" not in item:
+            p.error(f"--python {item}: expected FAMILY=PYTHON with FAMILY one of {', '.join(FAMILIES)}")
+    args.python = dict(item.split("=", 1) for item in args.python)
+    available = len(os.sched_getaffinity(0))
+    if max(args.threads) > available:
+        p.error(f"--threads {max(args.threads)}: this process may use {available} CPUs")
+    return args
+
+
+@contextlib.contextmanager
+def turn(lock: str | None):
+    if not lock:
+        yield
+        return
+    with open(lock, "a") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    if args.show:
+        return tables([r for f in args.show for r in json.loads(Path(f).read_text())["rows"]], args.all)
+    device, clock, rows, notes, versions = cpu_model(), core_clock(), [], [], {}
+    sweep_bytes = max(256 << 20, 5 * device["llc_bytes"] // 2)
+    sweep_bytes = min(sweep_bytes, device["memory_bytes"] // 16)
+    if sweep_bytes < 2 * device["llc_bytes"]:
+        notes.append(f"cold rows: only {sweep_bytes >> 20} MiB are read to empty the cache; memory is short")
+    cells = [
+        {"M": m, "K": k, "N": n, "mode": mode}
+        for k, n in args.shapes
+        for m in args.m
+        for mode in ("warm", "cold")
+        if args.mode in (mode, "both") and (mode == "warm" or m <= COLD_MAX_M)
+    ]
+    cpus = sorted(os.sched_getaffinity(0))
+    began = time.time()
+    with tempfile.TemporaryDirectory() as log_dir:
+        for threads in args.threads:
+            use = cpus[-threads:]  # the first CPU tends to take the interrupts
+            with turn(args.lock):
+                peers = start(args, threads, use, log_dir, notes)
+            versions |= {p.family: p.hello["version"] for p in peers}
+            columns = (
+                TextColumn("{task.description}"),
+                *Progress.get_default_columns()[1:],
+                TimeElapsedColumn(),
+            )
+            with Progress(*columns, console=console) as bar:
+                task = bar.add_task("", total=len(cells))
+                for cell in cells:
+                    what = "M={M} {K}x{N} {mode}".format(**cell)
+                    bar.update(task, description=f"{threads}t {what}")
+                    with turn(args.lock):
+                        os.sched_setaffinity(0, use)
+                        rows += measure_cell(
+                            peers, {**cell, "threads": threads}, args, sweep_bytes, clock, notes
+                        )
+                        os.sched_setaffinity(0, cpus)
+                    bar.advance(task)
+            for peer in peers:
+                peer.close()
+    tables(rows, args.all)
+    for note in dict.fromkeys(notes):
+        console.print("note: " + note, style="yellow", markup=False)
+    result = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": device,
+        "git": git_commit(),
+        "versions": {"python": platform.python_version(), **versions},
+        "settings": {
+            k: v for k, v in vars(args).items() if k not in ("json", "lock", "python", "all", "show")
+        },
+        "cold": {"sweep_bytes": sweep_bytes, "copy_bytes": COPY_BYTES, "max_copies": MAX_COPIES},
+        "seconds": round(time.time() - began),
+        "notes": list(dict.fromkeys(notes)),
+        "rows": rows,
+    }
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{device['model']} {device['family_model_stepping']}".lower()).strip(
+        "-"
+    )
+    out = Path(
+        args.json or HERE / "results" / f"peers-{slug}-{time.strftime('%Y%m%d-%H%M', time.gmtime())}.json"
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    console.print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    main()
