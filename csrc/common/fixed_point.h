@@ -3,7 +3,8 @@
 //
 //   single  (acc * m + 2^(t-1)) >> t, t = 31 + shift, in int64: one rounding, ties up.
 //   double  gemmlowp's pair: saturating rounding doubling high multiply, then a rounding shift, ties away from zero;
-//           a negative shift is a saturating left shift of the accumulator first.
+//           a negative shift is a saturating left shift of the accumulator first. The first step is written there as
+//           a nudge by 2^30 or 1 - 2^30 and a division that truncates: for both signs that is (a * m + 2^30) >> 31.
 //   float   rint(float32(acc) * float32(scale)), half to even.
 // The zero point is added in 64 bits, then the sum is clamped.
 #pragma once
@@ -24,9 +25,7 @@ inline int64_t requant_single(int32_t acc, int32_t multiplier, int32_t shift) {
 inline int64_t requant_double(int32_t acc, int32_t multiplier, int32_t shift) {
     int64_t a = acc;
     if (shift < 0) a = clamp64(a * (int64_t{1} << -shift), INT32_MIN, INT32_MAX);
-    const int64_t product = a * multiplier;
-    const int64_t nudged = product + (product >= 0 ? int64_t{1} << 30 : 1 - (int64_t{1} << 30));
-    const int64_t high = nudged / (int64_t{1} << 31);  // C++ division truncates toward zero, as the method asks
+    const int64_t high = (a * multiplier + (int64_t{1} << 30)) >> 31;
     if (shift <= 0) return high;
     const int64_t mask = (int64_t{1} << shift) - 1;
     const int64_t threshold = (mask >> 1) + (high < 0 ? 1 : 0);

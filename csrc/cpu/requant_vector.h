@@ -23,13 +23,7 @@ inline simd::i64v double_half(simd::i64v acc, simd::i64v m, simd::i64v shift, si
     const i64v none = set64(0);
     i64v a = sll64(acc, max64(sub64(none, shift), none));
     a = min64(max64(a, set64(INT32_MIN)), set64(INT32_MAX));
-    const i64v product = mul32(a, m);
-    // product + (product < 0 ? 1 - 2^30 : 2^30), then a division by 2^31 that truncates toward zero
-    const i64v nudge = add64(set64(int64_t{1} << 30),
-                             and64(negative_mask(product), set64(1 - (int64_t{1} << 31))));
-    const i64v nudged = add64(product, nudge);
-    const i64v toward_zero = and64(negative_mask(nudged), set64((int64_t{1} << 31) - 1));
-    const i64v high = sra64(add64(nudged, toward_zero), set64(31));
+    const i64v high = sra64(add64(mul32(a, m), set64(int64_t{1} << 30)), set64(31));
     const i64v right = max64(shift, none);
     const i64v mask = sub64(sll64(set64(1), right), set64(1));
     const i64v threshold = sub64(sra64(mask, set64(1)), negative_mask(high));   // the mask is -1 where negative

@@ -145,7 +145,8 @@ inline __m512i set_bytes(uint8_t x) { return _mm512_set1_epi8(static_cast<char>(
 inline __m512i xor_bytes(__m512i a, __m512i b) { return _mm512_xor_si512(a, b); }
 inline i32v sum_bytes(i32v acc, __m512i v) { return _mm512_dpbusd_epi32(acc, v, _mm512_set1_epi8(1)); }
 
-inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
+// Assembly: gcc takes a function that only prefetches for one without effect and drops the call.
+inline void prefetch(const char* p) { __asm__ volatile("prefetcht1 %0" : : "m"(*p)); }
 
 }  // namespace simd
 }  // namespace

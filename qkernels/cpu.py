@@ -1,0 +1,184 @@
+"""The CPU backend: prepacked weights, and calls from checked arguments to the native kernels."""
+
+import sys
+
+import numpy as np
+
+from . import _native
+from ._arrays import as_numpy, is_torch
+from .errors import ArgumentError
+from .registry import ISAS, num_threads
+
+FLOATS = {"float32": 0, "bfloat16": 1, "float16": 2}  # DType numbers of csrc/common/types.h
+ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2, "gelu": 3, "silu": 4}
+ROUNDINGS = {"single": 0, "double": 1, "float": 2}
+
+
+def address(a):
+    """The address of an array's first element; 0 for None."""
+    if a is None:
+        return 0
+    return a.data_ptr() if is_torch(a) else a.ctypes.data
+
+
+def dtype_name(x):
+    """"float32", "bfloat16", "int8" ... of an array or tensor."""
+    return str(x.dtype).removeprefix("torch.")
+
+
+def packed_tensor(w):
+    """The compute layout of an int8 weight (csrc/common/int8_layout.h) as a fresh 64-byte aligned uint8 array."""
+    w = w.numpy()
+    n, k = w.shape
+    codes = np.ascontiguousarray(w.codes())
+    scale = np.ascontiguousarray(w.scale)
+    zp = None if w.zero_point is None else np.ascontiguousarray(w.zero_point)
+    s_in = None if w.input_scale is None else np.ascontiguousarray(w.input_scale)
+    size = _native.int8_packed_bytes(n, k, zp is not None, s_in is not None)
+    raw = np.empty(size + 64, np.uint8)
+    block = raw[-raw.ctypes.data % 64 :][:size]
+    step = 0 if scale.shape[0] == 1 else 1
+    _native.int8_prepack(
+        address(codes), n, k, address(scale), step, address(zp), step, address(s_in), address(block), size
+    )
+    return block
+
+
+def packed(w):
+    """The weight prepacked, made once and kept with it."""
+    p = w.__dict__.get("_packed")
+    if p is None:
+        block = packed_tensor(w)
+        p = w.__dict__["_packed"] = _native.PackedInt8(block.ctypes.data, block.nbytes, block)
+    return p
+
+
+def input_mode(q):
+    """InputMode number of csrc/cpu/gemm.h."""
+    if q.granularity == "channel":
+        return 3
+    if q.granularity == "token":
+        return 0
+    return 1 if q.scale is None else 2
+
+
+def linear_plan(p, q, x_type, out_type, activation, isa):
+    """A native object that runs ``linear`` for one prepacked weight and one set of options."""
+    scale = q.scale if input_mode(q) == 2 else 1.0
+    return _native.LinearInt8(
+        p, ISAS[isa][0], input_mode(q), q.signed, scale, q.zero_point or 0, x_type, out_type, ACTIVATIONS[activation]
+    )
+
+
+def refuse_row(op, row):
+    raise ArgumentError(
+        f"{op}: x has a value that is not finite in row {row} (rows counted over all batch dimensions); accepted: "
+        "finite numbers. Find it with isfinite, or clamp x."
+    )
+
+
+def linear(r):
+    """Registry entry of ``linear`` with integer activations: r is an ops.Request."""
+    plan = linear_plan(
+        packed(r.w), r.options["input_quant"], FLOATS[dtype_name(r.x)], FLOATS[r.out_name], r.options["activation"], r.isa
+    )
+    bias = None if r.bias is None else float_vector(r.bias)
+    out = r.empty(r.out_name)
+    row = plan.run(address(r.x2), r.m, r.pitch, address(bias), address(out), num_threads())
+    if row >= 0:
+        refuse_row("linear", row)
+    return r.shaped(out)
+
+
+def float_vector(bias):
+    """A bias as contiguous float32, without a copy where it is that already."""
+    if is_torch(bias):
+        return bias.detach().to(sys.modules["torch"].float32).contiguous()
+    return np.ascontiguousarray(bias, np.float32)
+
+
+def int_vector(bias):
+    return np.ascontiguousarray(as_numpy(bias, "linear_requant", "bias"), np.int32)
+
+
+def matmul_int(r):
+    out = r.empty("int32")
+    signed = dtype_name(r.x) == "int8"
+    packed(r.w).matmul(
+        ISAS[r.isa][0], address(r.x2), signed, r.m, r.pitch, r.options["x_zero_point"], address(out), num_threads()
+    )
+    return r.shaped(out)
+
+
+def requant_arrays(requant, n, lo, hi):
+    """Native per-channel arrays of a Requant, kept with it for each (n, range)."""
+    kept = requant.__dict__.setdefault("_native", {})
+    if (n, lo, hi) not in kept:
+        arrays = [
+            np.ascontiguousarray(np.broadcast_to(a, (n,)))
+            for a in (requant.multiplier, requant.shift, requant.scale)
+        ]
+        native = _native.RequantArrays(
+            *map(address, arrays), ROUNDINGS[requant.rounding], requant.zero_point, lo, hi
+        )
+        kept[n, lo, hi] = native, arrays
+    return kept[n, lo, hi][0]
+
+
+def linear_requant(r):
+    out = r.empty(r.out_name)
+    n = r.w.shape[0]
+    bias = None if r.bias is None else int_vector(r.bias)
+    packed(r.w).matmul_requant(
+        ISAS[r.isa][0],
+        address(r.x2),
+        dtype_name(r.x) == "int8",
+        r.m,
+        r.pitch,
+        r.options["x_zero_point"],
+        requant_arrays(r.options["requant"], n, *r.options["limits"]),
+        address(bias),
+        address(out),
+        num_threads(),
+    )
+    return r.shaped(out)
+
+
+def requantize(r):
+    out = r.empty(r.out_name)
+    arrays = requant_arrays(r.options["requant"], r.n, *r.options["limits"])
+    _native.requantize(ISAS[r.isa][0], address(r.x2), r.m, r.n, r.pitch, arrays, address(out), num_threads())
+    return r.shaped(out)
+
+
+def quantize_activations(r):
+    q = r.options["input_quant"]
+    codes = r.empty("int8" if q.signed else "uint8")
+    mode = input_mode(q)
+    scales = np.empty(max(r.m, 1) if mode == 0 else 1, np.float32)
+    inv_k = None if mode != 3 else np.float32(1) / q.channel_scale("quantize_activations", None, r.n)
+    row = _native.quantize_activations(
+        ISAS[r.isa][0],
+        address(r.x2),
+        FLOATS[dtype_name(r.x)],
+        r.m,
+        r.n,
+        r.pitch,
+        mode,
+        q.signed,
+        q.scale if mode == 2 else 1.0,
+        q.zero_point or 0,
+        address(inv_k),
+        address(codes),
+        address(scales),
+        num_threads(),
+    )
+    if row >= 0:
+        refuse_row("quantize_activations", row)
+    if mode == 3:
+        scales = q.channel_scale("quantize_activations", None, r.n).reshape(1, -1)
+    elif mode == 0:
+        scales = scales[: r.m].reshape(*r.batch, 1)
+    else:
+        scales = scales.reshape((1,) * max(len(r.batch) + 1, 1))
+    return r.shaped(codes), r.like(scales)

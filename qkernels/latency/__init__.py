@@ -1,0 +1,1 @@
+"""Measuring a machine and the kernels on it."""

@@ -1,0 +1,61 @@
+"""The reference as a backend: from checked requests to the NumPy functions and back to the caller's kind of array."""
+
+import sys
+
+import numpy as np
+
+from . import reference
+from ._arrays import as_numpy, is_torch
+
+
+def _rows(r):
+    x = as_numpy(r.x, r.op, "x").reshape(r.m, r.n)
+    return x.astype(np.float32) if x.dtype.kind == "f" else x
+
+
+def _result(r, out, name=None):
+    """NumPy (m, columns) to x's kind, dtype `name` and batch shape; torch rounds to bfloat16 and float16 itself."""
+    if not is_torch(r.x):
+        with np.errstate(over="ignore"):
+            return r.shaped(out if name is None else out.astype(name))
+    torch = sys.modules["torch"]
+    t = torch.from_numpy(np.ascontiguousarray(out))
+    return r.shaped(t if name is None else t.to(getattr(torch, name)))
+
+
+def linear(r):
+    bias = None if r.bias is None else as_numpy(r.bias, r.op, "bias").astype(np.float32)
+    w, q, act = r.w.numpy(), r.options["input_quant"], r.options["activation"]
+    if q is None:
+        y = reference.linear_float(_rows(r), w, bias, act)
+    else:
+        y = reference.linear_int(_rows(r), w, q, bias, act)
+    return _result(r, y, r.out_name)
+
+
+def matmul_int(r):
+    w = r.w.numpy()
+    return _result(r, reference.matmul_int(_rows(r), w.codes(), r.options["x_zero_point"], w.zero_point))
+
+
+def linear_requant(r):
+    w = r.w.numpy()
+    bias = None if r.bias is None else as_numpy(r.bias, r.op, "bias")
+    acc = reference.matmul_int(_rows(r), w.codes(), r.options["x_zero_point"], w.zero_point)
+    acc = acc if bias is None else acc + bias
+    return _result(r, reference.requantize(acc, r.options["requant"], *r.options["limits"]).astype(r.out_name))
+
+
+def requantize(r):
+    y = reference.requantize(_rows(r), r.options["requant"], *r.options["limits"])
+    return _result(r, y.astype(r.out_name))
+
+
+def quantize_activations(r):
+    codes, scale = reference.quantize_activations(_rows(r), r.options["input_quant"])
+    kind = r.options["input_quant"].granularity
+    if kind == "token":
+        scale = scale.reshape(*r.batch, 1)
+    elif kind == "tensor":
+        scale = scale.reshape((1,) * (len(r.batch) + 1))
+    return _result(r, codes), r.like(scale)

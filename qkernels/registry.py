@@ -1,0 +1,203 @@
+"""The one table of kernels, and the questions asked of it: what is there, what would run, why not the others."""
+
+import contextlib
+import logging
+import os
+import sys
+from dataclasses import dataclass
+
+from . import _native
+from .errors import ArgumentError, UnsupportedError
+from .version import __version__
+
+log = logging.getLogger("qkernels")
+
+ISAS = _native.isas()  # name -> (number, whether this machine has it), weakest first
+OPS = ("linear", "matmul_int", "linear_requant", "requantize", "quantize_activations")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One way to compute an op for a format: a row of the table.
+
+    ``accepts(request)`` returns None, or the reason why this kernel refuses. ``run(request)`` computes.
+    Calling the row runs its op with this kernel and no other: ``kernel(x, w, ...)``.
+    """
+
+    op: str
+    format: object
+    backend: str
+    isa: object
+    core: str
+    accepts: object
+    run: object
+    exactness: str = "exact"
+
+    def __str__(self):
+        parts = (self.op, self.format, "-".join(p for p in (self.backend, self.isa) if p))
+        return "/".join(p for p in parts if p)
+
+    def __call__(self, *args, **options):
+        from . import ops
+
+        with force_isa(self.isa) if self.isa else contextlib.nullcontext():
+            return getattr(ops, self.op)(*args, backend=self.backend, **options)
+
+
+_table = []
+_forced = None  # ISA that force_isa chose
+_said = set()  # fallbacks already logged
+
+
+def register(*rows):
+    """Append rows; within an op they are tried in this order."""
+    _table.extend(rows)
+
+
+def kernels(op=None):
+    """The rows of the table, of one op or all, that this machine can run."""
+    return [k for k in _table if op in (None, k.op) and (k.isa is None or ISAS[k.isa][1])]
+
+
+def current_isa():
+    """The instruction set in use: force_isa, else QKERNELS_ISA, else the best of this machine."""
+    if _forced is not None:
+        return _forced
+    name = os.environ.get("QKERNELS_ISA", "")
+    if name:
+        return _checked(name, "QKERNELS_ISA")
+    return list(ISAS)[_native.best_isa()]
+
+
+def _checked(name, where):
+    if name not in ISAS:
+        raise ArgumentError(f"{where}: ISA {name!r} is not known; accepted: {', '.join(ISAS)}.")
+    if not ISAS[name][1]:
+        here = ", ".join(i for i, (_, ok) in ISAS.items() if ok)
+        raise UnsupportedError(f"{where}: this machine does not have {name!r}; it has: {here}.")
+    return name
+
+
+class force_isa:
+    """Use one instruction set, e.g. ``qk.force_isa("avx2")``, until changed; ``None`` undoes it.
+
+    As a context manager, ``with qk.force_isa("scalar"):``, the former choice comes back at the end. The setting is
+    the process's, not the thread's.
+
+    Raises:
+        ArgumentError: a name that is not an ISA.
+        UnsupportedError: an ISA that this machine lacks.
+    """
+
+    def __init__(self, name):
+        global _forced
+        self._before = _forced
+        _forced = None if name is None else _checked(name, "force_isa")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        global _forced
+        _forced = self._before
+
+
+def _why_not(kernel, request):
+    if kernel.isa is not None and not ISAS[kernel.isa][1]:
+        return "this machine lacks the ISA"
+    if kernel.isa is not None and kernel.isa != current_isa():
+        return f"ISA {current_isa()!r} is in use"
+    if request.backend is not None and kernel.backend != request.backend:
+        return f"backend={request.backend!r} was asked for"
+    return kernel.accepts(request)
+
+
+def pick(request):
+    """The first row that takes the request.
+
+    Raises:
+        ArgumentError: a backend that does not exist.
+        UnsupportedError: no row takes it; the message gives each row's reason.
+    """
+    rows = [k for k in _table if k.op == request.op]
+    backends = list(dict.fromkeys(k.backend for k in rows))
+    if request.backend is not None and request.backend not in backends:
+        raise ArgumentError(
+            f"{request.op}: backend is {request.backend!r}; accepted: None, {', '.join(map(repr, backends))}."
+        )
+    reasons = []
+    for kernel in rows:
+        reason = _why_not(kernel, request)
+        if reason is None:
+            if kernel.backend == "reference" and request.backend is None:
+                _say_fallback(kernel, reasons)
+            return kernel
+        reasons.append(f"{kernel}: {reason}")
+    raise UnsupportedError(f"{request.op}: no kernel takes this call.\n  " + "\n  ".join(reasons))
+
+
+def _say_fallback(kernel, reasons):
+    text = "; ".join(r for r in reasons if "is in use" not in r)
+    if (kernel, text) not in _said:
+        _said.add((kernel, text))
+        log.warning("%s runs, which is slow (said once): %s", kernel, text)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What explain returns: ``chosen`` (a Kernel or None) and ``reasons`` {Kernel: reason} for the others."""
+
+    op: str
+    chosen: object
+    reasons: dict
+
+    def __str__(self):
+        lines = [f"{self.op}: {self.chosen or 'no kernel takes this call'}"]
+        return "\n".join(lines + [f"  not {kernel}: {reason}" for kernel, reason in self.reasons.items()])
+
+
+def explain(op, *args, **options):
+    """Which kernel ``qk.<op>(*args, **options)`` would run, and why not the others: ``print(qk.explain("linear", w, x))``.
+
+    The arguments are those of the op, in its order or the weight first.
+
+    Raises:
+        ArgumentError: an op that does not exist, or arguments that the op itself refuses.
+    """
+    from . import ops
+
+    if op not in OPS:
+        raise ArgumentError(f"explain: op is {op!r}; accepted: {', '.join(OPS)}.")
+    if len(args) >= 2 and hasattr(args[0], "bits_per_weight"):
+        args = (args[1], args[0], *args[2:])
+    request = getattr(ops, f"{op}_request")(*args, **options)
+    chosen, reasons = None, {}
+    for kernel in (k for k in _table if k.op == op):
+        reason = _why_not(kernel, request)
+        if reason is None and chosen is None:
+            chosen = kernel
+        else:
+            reasons[kernel] = reason or "a kernel before it takes the call"
+    return Explanation(op, chosen, reasons)
+
+
+def num_threads():
+    """Threads a call may use: torch's setting if torch is loaded, else OMP_NUM_THREADS, else the usable cores."""
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "get_num_threads"):
+        return torch.get_num_threads()
+    value = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(value) if value.isdigit() and int(value) > 0 else len(os.sched_getaffinity(0))
+
+
+def capabilities():
+    """What this installation can do on this machine: versions, ISAs, threads, and the names of all kernels."""
+    torch = sys.modules.get("torch")
+    return {
+        "version": __version__,
+        "torch": getattr(torch, "__version__", None),
+        "isas": {name: ok for name, (_, ok) in ISAS.items()},
+        "isa": current_isa(),
+        "threads": num_threads(),
+        "kernels": [str(k) for k in kernels()],
+    }
