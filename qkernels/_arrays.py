@@ -41,7 +41,7 @@ def as_numpy(x, where, name):
 
 def as_kind(a, like):
     """The NumPy array ``a`` as the kind that ``like`` is: a tensor on the same memory, or ``a`` itself."""
-    if a is None or not is_torch(like):
+    if a is None or is_torch(a) or not is_torch(like):
         return a
     a = np.ascontiguousarray(a)
     return sys.modules["torch"].from_numpy(a if a.flags.writeable else a.copy())

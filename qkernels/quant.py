@@ -270,6 +270,9 @@ class Requant:
             hi = int(min(hi, math.floor(6.0 / self.output_scale + 0.5) + zp))
         return max(lo, zp), hi
 
+    def __reduce__(self):  # without what a backend attaches
+        return Requant, (self.multiplier, self.shift, self.zero_point, self.rounding, self.output_scale)
+
 
 def _int_vector(where, name, x):
     a = as_numpy(x, where, name)

@@ -166,8 +166,8 @@ def test_torch_int_mm(shape, rng):
 
 
 def test_torch_fake_quantize(rng):
-    """torch multiplies by the reciprocal of the scale as well: bit for bit, where no zero point is added (torch
-    adds it before it rounds)."""
+    """torch multiplies by the reciprocal of the scale as well: bit for bit, where no zero point is added
+    (torch adds it before it rounds)."""
     x = torch.from_numpy(rng.standard_normal((64, 65), dtype=np.float32) * 4)
     for scale in (0.125, 0.0471, 0.01):
         q, s = reference.quantize_activations(x.numpy(), InputQuant(granularity="tensor", scale=scale))

@@ -296,7 +296,7 @@ def test_spiq_refuses_what_does_not_fit():
         reference.linear_int(x, w, InputQuant(granularity="channel"))
     with pytest.raises(ArgumentError, match="is not the weight's input_scale"):
         reference.linear_int(x, folded, InputQuant(granularity="channel", scale=np.full(3, 2.0)))
-    with pytest.raises(UnsupportedError, match="has an input_scale .* granularity 'token'"):
+    with pytest.raises(UnsupportedError, match=r"has an input_scale .* granularity 'token'"):
         reference.linear_int(x, folded, InputQuant())
 
 

@@ -1,7 +1,6 @@
 """onnxruntime on models of one operator."""
 
 import numpy as np
-import onnx
 import onnxruntime
 from onnx import helper
 

@@ -1,0 +1,270 @@
+"""Recipes that turn the linear layers of a float model into compressed ones."""
+
+import copy
+import fnmatch
+import sys
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from ._arrays import as_float32
+from .errors import ArgumentError, DTypeError
+from .formats import IntWeight
+from .nn import Linear
+from .quant import InputQuant
+
+TINY = 2.0**-100  # an amax below this counts as zero, as in quantize_activations
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one linear layer is compressed to int8.
+
+    weight     granularity of the weight's scale: "channel" or "tensor".
+    input      granularity of the activations': "token", "tensor", "channel", or None (weight-only).
+    static     the scale of the activations comes from calibration: max|x| / 127. Always so for "channel".
+    symmetric  the weight has no zero points.
+    """
+
+    weight: str = "channel"
+    input: object = "token"
+    static: bool = False
+    symmetric: bool = True
+
+    def __post_init__(self):
+        for name, accepted in (
+            ("weight", ("channel", "tensor")),
+            ("input", ("token", "tensor", "channel", None)),
+        ):
+            if getattr(self, name) not in accepted:
+                raise ArgumentError(f"Recipe: {name} is {getattr(self, name)!r}; accepted: {accepted}.")
+        if self.static and self.input not in ("tensor", "channel"):
+            raise ArgumentError(
+                f"Recipe: static is True with input {self.input!r}; accepted: 'tensor', 'channel'."
+            )
+        if self.input == "channel":
+            object.__setattr__(self, "static", True)
+
+
+RECIPES = {
+    "int8-token": Recipe(),
+    "int8-tensor": Recipe(input="tensor"),
+    "int8-static": Recipe(input="tensor", static=True),
+    "int8-spiq": Recipe(input="channel", static=True),
+}
+ALIASES = {"int8": "int8-token"}
+
+
+def compress(model, recipe, calibration=None, inplace=False):
+    """``model`` with its ``nn.Linear`` layers replaced by ``qkernels.nn.Linear``.
+
+    Layers of exactly that type count; subclasses (such as MultiheadAttention's ``out_proj``, whose weight is read
+    past its ``forward``) and layers compressed before stay as they are. A layer that occurs at several places is
+    replaced by one layer at all of them.
+
+    Args:
+        recipe: a name out of RECIPES (or "int8", which is "int8-token"), a Recipe, or {pattern: either, or None to
+            leave layers alone}; patterns are shell-style on module names, the first that matches counts.
+        calibration: an iterable of model inputs, for recipes that are static: each a tensor, a tuple of arguments, or a
+            mapping of keyword arguments. The model runs on them in eval mode.
+        inplace: change ``model`` itself; else it stays as it is and only what is not replaced is copied.
+
+    Returns:
+        The compressed model.
+
+    Raises:
+        ArgumentError: unknown recipe, a recipe or pattern that matches no layer, missing or empty calibration, a layer
+            that calibration did not reach or where it was not finite, a layer with hooks.
+        DTypeError: a model or recipe of another type.
+    """
+    if not isinstance(model, nn.Module):
+        raise DTypeError(f"compress: model is a {type(model).__name__}; accepted: torch.nn.Module.")
+    chosen = choose_layers(model, recipe)
+    static = {name: layer for name, (layer, r) in chosen.items() if r.static}
+    stats = calibrate(model, static, calibration) if static else {}
+    if inplace and "" in chosen:
+        raise ArgumentError(
+            "compress: model is a linear layer itself, which inplace=True cannot replace; use False."
+        )
+    new, weights = {}, {}
+    for name, (layer, r) in chosen.items():
+        new[id(layer)] = compress_linear(layer, r, stats.get(name), name, weights)
+    if not inplace:
+        model = copy.deepcopy(model, memo=dict(new))
+    else:
+        for parent in list(model.modules()):
+            for child, module in list(parent._modules.items()):
+                if id(module) in new:
+                    setattr(parent, child, new[id(module)])
+    for parent in model.modules():
+        if isinstance(parent, nn.TransformerEncoderLayer):
+            parent.activation_relu_or_gelu = 0  # its fused path reads linear1.weight as a tensor
+    return model
+
+
+def choose_layers(model, recipe):
+    """{first name: (layer, Recipe)} of the layers that a recipe, in any of its forms, compresses.
+
+    Raises:
+        ArgumentError: no layer matches, a pattern that matches none or none that is left, or one layer at two names
+            with two recipes.
+    """
+    by_pattern = recipe if isinstance(recipe, Mapping) else {"*": recipe}
+    by_pattern = {p: None if r is None else as_recipe(r) for p, r in by_pattern.items()}
+    names = {n: m for n, m in model.named_modules(remove_duplicate=False) if type(m) is nn.Linear}
+    there = f"The model's linear layers: {', '.join(n or '(the model itself)' for n in names) or 'none'}."
+    chosen, first, used = {}, {}, set()
+    for name, layer in names.items():
+        pattern = next((p for p in by_pattern if fnmatch.fnmatchcase(name, p)), None)
+        used.add(pattern)
+        r = by_pattern.get(pattern)
+        if id(layer) in first and first[id(layer)][1] != r:
+            raise ArgumentError(
+                f"compress: {first[id(layer)][0]} and {name} are one layer, and recipe gives them different recipes; "
+                "give both the same."
+            )
+        if id(layer) not in first:
+            first[id(layer)] = (name, r)
+            if r is not None:
+                chosen[name] = (layer, r)
+    unused = [p for p in by_pattern if p not in used]
+    if unused and isinstance(recipe, Mapping):
+        shadowed = any(fnmatch.fnmatchcase(n, p) for p in unused for n in names)
+        hint = " Patterns are tried in order: put special ones first." if shadowed else ""
+        raise ArgumentError(
+            f"compress: recipe has patterns that no layer takes: {', '.join(unused)}.{hint} {there}"
+        )
+    if not chosen:
+        raise ArgumentError(
+            f"compress: recipe matches no layer; accepted: one that compresses at least one. {there}"
+        )
+    return chosen
+
+
+def as_recipe(recipe):
+    """A Recipe from itself or its name."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    if not isinstance(recipe, str):
+        raise DTypeError(
+            f"compress: recipe is a {type(recipe).__name__}; accepted: a name, a Recipe, {{pattern: either or None}}."
+        )
+    if ALIASES.get(recipe, recipe) not in RECIPES:
+        raise ArgumentError(f"compress: recipe is {recipe!r}; accepted: {', '.join([*RECIPES, *ALIASES])}.")
+    return RECIPES[ALIASES.get(recipe, recipe)]
+
+
+def calibrate(model, layers, calibration):
+    """{name: max|x[..., k]| float32 (K,)} over all inputs of each layer in {name: layer}.
+
+    Raises:
+        ArgumentError: no calibration inputs, a layer they do not reach, or an input that is not finite.
+    """
+    if calibration is None:
+        raise ArgumentError(
+            "compress: calibration is None, and the recipe is static; accepted: an iterable of model inputs. About a "
+            "hundred typical ones will do. A dynamic recipe, such as 'int8-token', needs none."
+        )
+    seen = {}
+
+    def watch(name):
+        def hook(module, args, kwargs):
+            x = args[0] if args else kwargs["input"]
+            amax = x.detach().abs().reshape(-1, x.shape[-1])
+            if amax.shape[0]:
+                amax = amax.amax(0).float()
+                seen[name] = torch.maximum(seen[name], amax) if name in seen else amax
+
+        return hook
+
+    modes = [(m, m.training) for m in model.modules()]
+    hooks = [layer.register_forward_pre_hook(watch(name), with_kwargs=True) for name, layer in layers.items()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            for inputs in calibration:
+                if isinstance(inputs, Mapping):
+                    model(**inputs)
+                else:
+                    model(*(inputs if isinstance(inputs, tuple | list) else (inputs,)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+    unreached = [name or "(the model itself)" for name in layers if name not in seen]
+    if unreached:
+        raise ArgumentError(
+            f"compress: calibration reached {len(seen)} of {len(layers)} layers; not {', '.join(unreached)}. Give "
+            "inputs that use them, or leave them out with {name: None}."
+        )
+    for name, amax in seen.items():
+        if not amax.isfinite().all():
+            raise ArgumentError(
+                f"compress: calibration: the input of layer {name!r} is not finite; accepted: finite inputs."
+            )
+    return {name: amax.cpu() for name, amax in seen.items()}
+
+
+def compress_linear(linear, recipe, stats=None, name="", weights=None):
+    """A ``qkernels.nn.Linear`` from a ``torch.nn.Linear``; ``weights`` shares the codes of tied weights.
+
+    static scales are s = max|x| / 127. An input channel that was all zero gets the median of the other channels'
+    scales ("channel"), so that it neither swells the folded weight nor clips early.
+    """
+    where, recipe = f"compress: layer {name!r}" if name else "nn.Linear.from_float", as_recipe(recipe)
+    if not isinstance(linear, nn.Linear):
+        raise DTypeError(f"{where}: linear is a {type(linear).__name__}; accepted: torch.nn.Linear.")
+    if linear._forward_hooks or linear._forward_pre_hooks:
+        raise ArgumentError(
+            f"{where} has forward hooks, which would be lost; remove them, compress, add them again."
+        )
+    scale = None
+    if recipe.static:
+        scale = static_scale(where, stats, linear.in_features, recipe.input)
+    key = (id(linear.weight), recipe.weight, recipe.symmetric)
+    folded = scale if recipe.input == "channel" else None
+    weight = None if folded is not None or weights is None else weights.get(key)
+    if weight is None:
+        options = {"granularity": recipe.weight, "symmetric": recipe.symmetric, "input_scale": folded}
+        weight = IntWeight.quantize(linear.weight.detach().cpu(), **options)
+        if folded is None and weights is not None:
+            weights[key] = weight
+    q = None
+    if recipe.input is not None:
+        q = InputQuant(granularity=recipe.input, scale=scale if recipe.input == "tensor" else None)
+    bias = None if linear.bias is None else linear.bias.detach().cpu().clone()
+    return Linear(weight, bias, q).train(linear.training)
+
+
+def static_scale(where, stats, k, granularity):
+    """max|x| / 127 as a float ("tensor") or float32 (K,) ("channel"), from max|x| per channel."""
+    if stats is None:
+        raise ArgumentError(
+            f"{where}: stats is None, and the recipe is static; accepted: float32 ({k},), max|x| per k."
+        )
+    amax = as_float32(stats, where, "stats")
+    if amax.shape != (k,) or not (amax >= 0).all() or not np.isfinite(amax).all():
+        raise ArgumentError(
+            f"{where}: stats has shape {amax.shape}; accepted: ({k},), finite and not negative."
+        )
+    if granularity == "tensor":
+        amax = np.max(amax, initial=0)
+        return float(np.float32(1) if amax < TINY else amax / np.float32(127))
+    used = amax >= TINY
+    guard = np.median(amax[used]) if used.any() else 127.0
+    return np.where(used, amax, np.float32(guard)) / np.float32(127)
+
+
+class _Callable(types.ModuleType):
+    def __call__(self, *args, **options):
+        return compress(*args, **options)
+
+
+# `import qkernels.compress` binds the name that `qkernels.compress(model, recipe)` calls: both must work.
+sys.modules[__name__].__class__ = _Callable
+compress.RECIPES = RECIPES

@@ -1,0 +1,210 @@
+"""Modules that take the place of torch's: the same calls, compressed weights."""
+
+import contextlib
+
+import torch
+from torch import nn
+
+from . import _native, _torch_ops, cpu, ops
+from ._arrays import as_kind
+from .errors import ArgumentError, DTypeError, FormatError, UnsupportedError
+from .formats import IntWeight
+from .quant import InputQuant
+
+ARRAYS = ("packed", "scale", "zero_point", "input_scale")  # of IntWeight
+BUFFERS = (*ARRAYS, "bias", "x_scale", "x_zero_point")
+INTEGERS = {"packed": torch.uint8, "zero_point": torch.int16, "x_zero_point": torch.int16}
+
+
+def layout(w):
+    """The compute layout of a weight as a tensor, in the memory that eager calls use too; made once."""
+    block = w.__dict__.get("_packed_tensor")
+    if block is None:
+        array = cpu.packed_tensor(w)
+        w.__dict__["_packed"] = _native.PackedInt8(array.ctypes.data, array.nbytes, array)
+        block = w.__dict__["_packed_tensor"] = torch.from_numpy(array)
+    return block
+
+
+class Linear(nn.Module):
+    """``y = activation(x W^T + bias)`` with a compressed W: ``nn.Linear`` whose weight is an IntWeight.
+
+    The state dict holds the portable arrays as buffers: ``packed``, ``scale``, ``zero_point``, ``input_scale`` (see
+    IntWeight), ``bias`` float32 (N,), and for a static per-tensor input ``x_scale`` and ``x_zero_point``; absent ones
+    are left out. Granularity, signedness and activation belong to the module, as the stride of a convolution does.
+    Layouts that kernels compute with are never saved. Change buffers by assignment or ``load_state_dict``, not in
+    place. They keep their dtypes under ``.half()`` and the like: the module computes in the dtype of x.
+
+    There is no gradient: the module is for inference.
+
+    Args:
+        weight: IntWeight (N, K); its arrays are shared, not copied.
+        bias: float (N,) or None.
+        input_quant: InputQuant, or None for weight-only.
+        activation: None, "relu", "relu6", "gelu", "silu".
+        out_dtype: torch dtype of y; None is x's.
+
+    Raises:
+        DTypeError, ArgumentError: what qkernels.linear refuses of these.
+    """
+
+    def __init__(self, weight, bias=None, input_quant=None, activation=None, out_dtype=None):
+        super().__init__()
+        where = "nn.Linear"
+        if not isinstance(weight, IntWeight):
+            raise DTypeError(f"{where}: weight is a {type(weight).__name__}; accepted: qkernels.IntWeight.")
+        if not isinstance(input_quant, InputQuant | None):
+            raise DTypeError(
+                f"{where}: input_quant is a {type(input_quant).__name__}; accepted: InputQuant, None."
+            )
+        if activation not in ops.ACTIVATIONS:
+            accepted = ", ".join(map(repr, ops.ACTIVATIONS))
+            raise ArgumentError(f"{where}: activation is {activation!r}; accepted: {accepted}.")
+        if bias is not None:
+            bias = torch.as_tensor(bias).detach().to(torch.float32)
+            if bias.shape != (weight.shape[0],):
+                raise ArgumentError(
+                    f"{where}: bias has shape {tuple(bias.shape)}; weight is {weight.shape}, so it must be "
+                    f"({weight.shape[0]},)."
+                )
+        if out_dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
+            raise DTypeError(
+                f"{where}: out_dtype is {out_dtype}; accepted: None, float32, bfloat16, float16 of torch."
+            )
+        self.out_features, self.in_features = weight.shape
+        self.bits, self.activation, self.out_dtype = weight.bits, activation, out_dtype
+        self.granularity = self.signed = x_scale = x_zero_point = None
+        if input_quant is not None:
+            self.granularity, self.signed = input_quant.granularity, input_quant.signed
+            if self.granularity == "channel":
+                input_quant.weight_scale(where, weight.input_scale)
+            elif input_quant.scale is not None:
+                x_scale = torch.tensor(input_quant.scale, dtype=torch.float32)
+                if input_quant.zero_point is not None:
+                    x_zero_point = torch.tensor(input_quant.zero_point, dtype=torch.int16)
+        arrays = {name: as_kind(getattr(weight, name), torch.empty(0)) for name in ARRAYS}
+        arrays.update(bias=bias, x_scale=x_scale, x_zero_point=x_zero_point)
+        for name, a in arrays.items():
+            self.register_buffer(name, a)
+        self._prepare(weight if torch.is_tensor(weight.packed) else None)
+
+    @classmethod
+    def from_float(cls, linear, recipe, stats=None):
+        """A compressed copy of a ``torch.nn.Linear`` by a recipe (a name or a qkernels.compress.Recipe).
+
+        Args:
+            stats: what calibration saw of the layer's input, float32 (K,): max|x[..., k]|. Static recipes need it.
+
+        Raises:
+            ArgumentError: no stats, or of another shape.
+        """
+        from .compress import compress_linear
+
+        return compress_linear(linear, recipe, stats)
+
+    @property
+    def weight(self):
+        """The IntWeight that the buffers are."""
+        return (self._call or self._prepare())[0]
+
+    @property
+    def input_quant(self):
+        """The module's InputQuant, its static scale read from the buffers; None for weight-only."""
+        return (self._call or self._prepare())[3]
+
+    def _prepare(self, weight=None):
+        """Make from the buffers what calls need: ``_call``, arguments of ops.linear after x, and ``_layout``, the
+        weight as compiled code takes it. Eager calls use the same memory."""
+        shape = (self.out_features, self.in_features)
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        w = weight or IntWeight(**arrays, bits=self.bits, shape=shape)
+        q = None
+        if self.granularity is not None:
+            scale = None if self.x_scale is None else self.x_scale.item()
+            zero_point = None if self.x_zero_point is None else int(self.x_zero_point)
+            q = InputQuant(8, self.granularity, scale, self.signed, zero_point)
+        self._layout, self._call = None if q is None else layout(w), (w, self.bias, self.activation, q)
+        return self._call
+
+    def _forget(self):
+        self._call = self._layout = None
+
+    def forward(self, x):
+        if torch.compiler.is_compiling():
+            return self._compiled(x)
+        w, bias, activation, q = self._call or self._prepare()
+        return ops.linear(x, w, bias, activation, q, None, self.out_dtype)
+
+    def _compiled(self, x):
+        if self._call is None:
+            raise UnsupportedError(
+                "nn.Linear: the buffers were changed; call the module once before compiling it."
+            )
+        q = self._call[3]
+        if q is None:
+            raise UnsupportedError(
+                "nn.Linear: torch.compile takes no weight-only layer yet; give it an input_quant."
+            )
+        n, out_dtype = self.out_features, self.out_dtype
+        return _torch_ops.linear_packed(x, self._layout, self.bias, n, q, self.activation, out_dtype)
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if name in BUFFERS:
+            self._forget()
+
+    def _apply(self, fn, recurse=True):
+        def move(t):
+            moved = fn(t)
+            return moved if moved.dtype == t.dtype else t.to(moved.device)
+
+        super()._apply(move, recurse)
+        self._forget()
+        if self._on_cpu():
+            with contextlib.suppress(
+                FormatError, ArgumentError
+            ):  # to_empty: what is wrong shows at the next call
+                self._prepare()
+        return self
+
+    def _on_cpu(self):
+        return all(b is None or b.device.type == "cpu" for b in self._buffers.values())
+
+    def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors):
+        # Into new memory: other weights may share the present arrays, and frozen ones must not change.
+        for name, buffer in self._buffers.items():
+            if buffer is None or prefix + name not in state:
+                continue
+            came = state[prefix + name]
+            wanted = INTEGERS.get(name, came.dtype if came.is_floating_point() else torch.float32)
+            if came.dtype != wanted:
+                errors.append(f"{prefix}{name} has dtype {came.dtype}; accepted: {wanted}.")
+                return
+            if came.shape == buffer.shape and not buffer.is_meta:
+                self._buffers[name] = buffer.clone()
+        before = len(errors)
+        super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
+        self._forget()
+        if len(errors) == before and self._on_cpu():
+            try:
+                self._prepare()
+            except (ArgumentError, DTypeError, FormatError, UnsupportedError) as e:
+                errors.append(f"{prefix.rstrip('.') or 'nn.Linear'}: {e}")
+
+    def __getstate__(self):
+        return {**self.__dict__, "_call": None, "_layout": None}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        if self._on_cpu():
+            self._prepare()
+
+    def extra_repr(self):
+        text = (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        )
+        text += f", bits={self.bits}"
+        if self.granularity is not None:
+            static = self.granularity == "channel" or self.x_scale is not None
+            text += f", input={'static' if static else 'dynamic'} per {self.granularity}"
+        return text + (f", activation={self.activation}" if self.activation else "")
