@@ -62,23 +62,23 @@ ALIASES = {"int8": "int8-token"}
 def compress(model, recipe, calibration=None, inplace=False):
     """``model`` with its ``nn.Linear`` layers replaced by ``qkernels.nn.Linear``.
 
-    Layers of exactly that type count; subclasses (such as MultiheadAttention's ``out_proj``, whose weight is read
-    past its ``forward``) and layers compressed before stay as they are. A layer that occurs at several places is
-    replaced by one layer at all of them.
+    Layers of exactly that type count; subclasses (such as MultiheadAttention's ``out_proj``, whose weight is
+    read past its ``forward``) and layers compressed before stay as they are. A layer that occurs at several
+    places is replaced by one layer at all of them.
 
     Args:
-        recipe: a name out of RECIPES (or "int8", which is "int8-token"), a Recipe, or {pattern: either, or None to
-            leave layers alone}; patterns are shell-style on module names, the first that matches counts.
-        calibration: an iterable of model inputs, for recipes that are static: each a tensor, a tuple of arguments, or a
-            mapping of keyword arguments. The model runs on them in eval mode.
+        recipe: a name out of RECIPES (or "int8", which is "int8-token"), a Recipe, or {pattern: either, or
+            None to leave layers alone}; patterns are shell-style on module names, the first that matches counts.
+        calibration: an iterable of model inputs, for recipes that are static: each a tensor, a tuple of
+            arguments, or a mapping of keyword arguments. The model runs on them in eval mode.
         inplace: change ``model`` itself; else it stays as it is and only what is not replaced is copied.
 
     Returns:
         The compressed model.
 
     Raises:
-        ArgumentError: unknown recipe, a recipe or pattern that matches no layer, missing or empty calibration, a layer
-            that calibration did not reach or where it was not finite, a layer with hooks.
+        ArgumentError: unknown recipe, a recipe or pattern that matches no layer, missing or empty
+            calibration, a layer that calibration did not reach or where it was not finite, a layer with hooks.
         DTypeError: a model or recipe of another type.
     """
     if not isinstance(model, nn.Module):
@@ -100,18 +100,25 @@ def compress(model, recipe, calibration=None, inplace=False):
             for child, module in list(parent._modules.items()):
                 if id(module) in new:
                     setattr(parent, child, new[id(module)])
-    for parent in model.modules():
-        if isinstance(parent, nn.TransformerEncoderLayer):
-            parent.activation_relu_or_gelu = 0  # its fused path reads linear1.weight as a tensor
+    keep_off_fused_paths(model)
     return model
+
+
+def keep_off_fused_paths(model):
+    """Make torch's transformer encoders call their layers: fused, they read linear1.weight as a tensor."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and Linear in map(type, module.children()):
+            module.activation_relu_or_gelu = 0
+        if isinstance(module, nn.TransformerEncoder) and Linear in map(type, module.modules()):
+            module.use_nested_tensor = False
 
 
 def choose_layers(model, recipe):
     """{first name: (layer, Recipe)} of the layers that a recipe, in any of its forms, compresses.
 
     Raises:
-        ArgumentError: no layer matches, a pattern that matches none or none that is left, or one layer at two names
-            with two recipes.
+        ArgumentError: no layer matches, a pattern that matches none or none that is left, or one layer at two
+            names with two recipes.
     """
     by_pattern = recipe if isinstance(recipe, Mapping) else {"*": recipe}
     by_pattern = {p: None if r is None else as_recipe(r) for p, r in by_pattern.items()}
@@ -124,8 +131,8 @@ def choose_layers(model, recipe):
         r = by_pattern.get(pattern)
         if id(layer) in first and first[id(layer)][1] != r:
             raise ArgumentError(
-                f"compress: {first[id(layer)][0]} and {name} are one layer, and recipe gives them different recipes; "
-                "give both the same."
+                f"compress: {first[id(layer)][0]} and {name} are one layer, and recipe gives them different "
+                "recipes; give both the same."
             )
         if id(layer) not in first:
             first[id(layer)] = (name, r)
@@ -151,7 +158,7 @@ def as_recipe(recipe):
         return recipe
     if not isinstance(recipe, str):
         raise DTypeError(
-            f"compress: recipe is a {type(recipe).__name__}; accepted: a name, a Recipe, {{pattern: either or None}}."
+            f"compress: recipe is a {type(recipe).__name__}; accepted: a name, a Recipe, {{pattern: either}}."
         )
     if ALIASES.get(recipe, recipe) not in RECIPES:
         raise ArgumentError(f"compress: recipe is {recipe!r}; accepted: {', '.join([*RECIPES, *ALIASES])}.")
@@ -166,8 +173,8 @@ def calibrate(model, layers, calibration):
     """
     if calibration is None:
         raise ArgumentError(
-            "compress: calibration is None, and the recipe is static; accepted: an iterable of model inputs. About a "
-            "hundred typical ones will do. A dynamic recipe, such as 'int8-token', needs none."
+            "compress: calibration is None, and the recipe is static; accepted: an iterable of model inputs. "
+            "About a hundred typical ones will do. A dynamic recipe, such as 'int8-token', needs none."
         )
     seen = {}
 
@@ -199,8 +206,8 @@ def calibrate(model, layers, calibration):
     unreached = [name or "(the model itself)" for name in layers if name not in seen]
     if unreached:
         raise ArgumentError(
-            f"compress: calibration reached {len(seen)} of {len(layers)} layers; not {', '.join(unreached)}. Give "
-            "inputs that use them, or leave them out with {name: None}."
+            f"compress: calibration reached {len(seen)} of {len(layers)} layers; not {', '.join(unreached)}. "
+            "Give inputs that use them, or leave them out with {name: None}."
         )
     for name, amax in seen.items():
         if not amax.isfinite().all():
@@ -213,8 +220,8 @@ def calibrate(model, layers, calibration):
 def compress_linear(linear, recipe, stats=None, name="", weights=None):
     """A ``qkernels.nn.Linear`` from a ``torch.nn.Linear``; ``weights`` shares the codes of tied weights.
 
-    static scales are s = max|x| / 127. An input channel that was all zero gets the median of the other channels'
-    scales ("channel"), so that it neither swells the folded weight nor clips early.
+    Static scales are max|x| / 127. With "channel", an input channel that was all zero gets the median of the
+    other channels' scales, so that it neither swells the folded weight nor clips early.
     """
     where, recipe = f"compress: layer {name!r}" if name else "nn.Linear.from_float", as_recipe(recipe)
     if not isinstance(linear, nn.Linear):

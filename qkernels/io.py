@@ -1,7 +1,7 @@
 """Weights in safetensors files.
 
-A weight ``name`` is stored as the tensors ``name.<field>``, one for each portable array of its format. The file's
-metadata has one key, "qkernels", a JSON object:
+A weight ``name`` is stored as the tensors ``name.<field>``, one for each portable array of its format. The
+file's metadata has one key, "qkernels", a JSON object:
 
     {"version": 1, "weights": {name: {"format": "IntWeight", "version": 1, "bits": 8, "group_size": null,
                                       "shape": [N, K], "arrays": ["packed", "scale"]}}}
@@ -22,7 +22,7 @@ FORMATS = {"IntWeight": IntWeight}
 
 
 def save(path, weights):
-    """Write ``{name: weight}`` to a safetensors file. An existing file is replaced once the new one is complete.
+    """Write ``{name: weight}`` to a safetensors file. A file there is replaced once the new one is complete.
 
     Raises:
         DTypeError: weights is not a dict of names to weight formats.
@@ -34,8 +34,8 @@ def save(path, weights):
     for name, w in weights.items():
         if not isinstance(name, str) or not isinstance(w, WeightFormat):
             raise DTypeError(
-                f"save: weights[{name!r}] is a {type(w).__name__}; accepted: names (str) and weight formats, such as "
-                "qkernels.IntWeight."
+                f"save: weights[{name!r}] is a {type(w).__name__}; accepted: names (str) and weight formats, "
+                "such as qkernels.IntWeight."
             )
         arrays = w.numpy().arrays()
         tensors.update({f"{name}.{field}": np.ascontiguousarray(a) for field, a in arrays.items()})
@@ -69,7 +69,7 @@ def load(path, framework="numpy"):
     Raises:
         FileNotFoundError: no such file.
         FormatError: not such a file, or one whose contents contradict each other.
-        UnsupportedError: a newer version, a format or option that this version does not have; safetensors missing.
+        UnsupportedError: a newer version, a format or option that this version lacks; safetensors missing.
     """
     if framework not in ("numpy", "torch"):
         raise ArgumentError(f"load: framework is {framework!r}; accepted: 'numpy', 'torch'.")
@@ -87,15 +87,15 @@ def load(path, framework="numpy"):
             tensors = {name: f.get_tensor(name) for name in names}
     except Exception as e:
         raise FormatError(
-            f"load: {path} is not a safetensors file with qkernels metadata ({type(e).__name__}: {e}); accepted: files "
-            "that qkernels.save wrote."
+            f"load: {path} is not a safetensors file with qkernels metadata ({type(e).__name__}: {e}); "
+            "accepted: files that qkernels.save wrote."
         ) from e
     try:
         if header["version"] != VERSION:
-            raise UnsupportedError(f"load: {path} has version {header['version']!r}; accepted: {VERSION}.")
+            raise UnsupportedError(f"the file has version {header['version']!r}; accepted: {VERSION}.")
         weights = {name: _weight(name, d, tensors, like) for name, d in header["weights"].items()}
-    except UnsupportedError:
-        raise
+    except UnsupportedError as e:
+        raise UnsupportedError(f"load: {path}: {e}") from e
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as e:
         raise FormatError(f"load: {path} contradicts itself: {type(e).__name__}: {e}") from e
     if tensors:
@@ -109,7 +109,7 @@ def _weight(name, described, tensors, like):
         or described["version"] != FORMATS[described["format"]].version
     ):
         raise UnsupportedError(
-            f"load: weight {name!r} is {described['format']!r} version {described['version']!r}; accepted: "
+            f"weight {name!r} is {described['format']!r} version {described['version']!r}; accepted: "
             + ", ".join(f"{f} version {c.version}" for f, c in FORMATS.items())
         )
     arrays = {field: tensors.pop(f"{name}.{field}") for field in described["arrays"]}

@@ -29,11 +29,12 @@ def layout(w):
 class Linear(nn.Module):
     """``y = activation(x W^T + bias)`` with a compressed W: ``nn.Linear`` whose weight is an IntWeight.
 
-    The state dict holds the portable arrays as buffers: ``packed``, ``scale``, ``zero_point``, ``input_scale`` (see
-    IntWeight), ``bias`` float32 (N,), and for a static per-tensor input ``x_scale`` and ``x_zero_point``; absent ones
-    are left out. Granularity, signedness and activation belong to the module, as the stride of a convolution does.
-    Layouts that kernels compute with are never saved. Change buffers by assignment or ``load_state_dict``, not in
-    place. They keep their dtypes under ``.half()`` and the like: the module computes in the dtype of x.
+    The state dict holds the portable arrays as buffers: ``packed``, ``scale``, ``zero_point`` and ``input_scale``
+    as in IntWeight, ``bias`` float32 (N,), and ``x_scale``, ``x_zero_point`` of a static per-tensor input; absent
+    ones are left out. Granularity, signedness and activation belong to the module, as the stride of a
+    convolution does. Layouts that kernels compute with are never saved. Change buffers by assignment or
+    ``load_state_dict``, not in place. They keep their dtypes under ``.half()`` and the like: the module
+    computes in the dtype of x.
 
     There is no gradient: the module is for inference.
 
@@ -93,7 +94,7 @@ class Linear(nn.Module):
         """A compressed copy of a ``torch.nn.Linear`` by a recipe (a name or a qkernels.compress.Recipe).
 
         Args:
-            stats: what calibration saw of the layer's input, float32 (K,): max|x[..., k]|. Static recipes need it.
+            stats: for static recipes, max|x[..., k]| that calibration saw, float32 (K,).
 
         Raises:
             ArgumentError: no stats, or of another shape.
@@ -113,8 +114,8 @@ class Linear(nn.Module):
         return (self._call or self._prepare())[3]
 
     def _prepare(self, weight=None):
-        """Make from the buffers what calls need: ``_call``, arguments of ops.linear after x, and ``_layout``, the
-        weight as compiled code takes it. Eager calls use the same memory."""
+        """Make from the buffers what calls need: ``_call``, arguments of ops.linear after x, and ``_layout``,
+        the weight as compiled code takes it. Eager calls use the same memory."""
         shape = (self.out_features, self.in_features)
         arrays = {name: getattr(self, name) for name in ARRAYS}
         w = weight or IntWeight(**arrays, bits=self.bits, shape=shape)

@@ -131,9 +131,9 @@ def test_load_refuses(name, value, fragment, rng):
 
 def test_load_strict(rng):
     dynamic, static = layer(rng)[0], layer(rng, "static")[0]
-    with pytest.raises(RuntimeError, match="Unexpected key.*x_scale"):
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*x_scale"):
         dynamic.load_state_dict(static.state_dict())
-    with pytest.raises(RuntimeError, match="Missing key.*x_scale"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*x_scale"):
         static.load_state_dict(dynamic.state_dict())
     partial = {"bias": torch.ones(N)}
     dynamic.load_state_dict(partial, strict=False)
