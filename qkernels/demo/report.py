@@ -1,0 +1,155 @@
+"""What the demo hands over: a table in the terminal, demo.json, demo.png and demo.html."""
+
+import base64
+import html
+import json
+import os
+import platform
+from pathlib import Path
+
+import torch
+from rich import box
+from rich.table import Table
+
+from . import picture
+from .variants import HOW
+
+NAMES = [("weights", ""), ("run as", "")]
+SPEED = [("one", "ms"), ("speed", "x"), ("batches", "/s"), ("speed", "x"), ("outside", "1, 32")]
+SIZE = [("linear", "MB"), ("bits/", "weight"), ("cosine", "mean"), ("cosine", "worst")]
+PAGE = Path(__file__).parent / "page.html"
+
+
+def machine():
+    """Facts of this machine and its software that a reader of the numbers needs."""
+    from .. import __version__, capabilities
+
+    cpu = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as f:
+            cpu = next((line.split(":", 1)[1].strip() for line in f if line.startswith("model name")), cpu)
+    return {
+        "cpu": cpu,
+        "logical_cpus": os.cpu_count(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "qkernels": __version__,
+        "capabilities": capabilities(),
+    }
+
+
+def columns(result):
+    """Titles and units of the table; ``cells`` gives a row's texts in the same order."""
+    scores = [(name, "rho") for name in result["rows"][0]["scores"]]
+    return NAMES + SPEED + SIZE + scores
+
+
+def cells(row):
+    """One row of the table as texts: two names, then ``SPEED``, then ``SIZE`` and the scores."""
+    one, batch, share = row["one"], row["batch"], row["outside_share"]
+    return [
+        row["family"],
+        row["how"],
+        f"{one['milliseconds']:.2f} ±{one['spread']:.0%}",
+        f"{one['speedup_over_best_float32']:.2f}",
+        f"{batch['sentences_per_second']:.0f} ±{batch['spread']:.0%}",
+        f"{batch['speedup_over_best_float32']:.2f}",
+        f"{share['one']:.0%}, {share['batch']:.0%}",
+        f"{row['linear_bytes'] / 1e6:.2f}",
+        f"{row['bits_per_weight']:.2f}",
+        f"{row['cosine']['mean']:.5f}",
+        f"{row['cosine']['min']:.5f}",
+        *(f"{s:.4f}" for s in row["scores"].values()),
+    ]
+
+
+def explanation(result):
+    """How the numbers came about, as paragraphs."""
+    s = result["settings"]
+    return [
+        f"One: one sentence of {s['tokens_of_one_sentence']} tokens. Batches: all {s['sentences']} evaluated "
+        f"sentences, {s['tokens']} tokens, in batches of {s['batch']} sorted by length; sentences a second. "
+        f"{s['threads']} threads, {s['rounds']} rounds, all rows in turns; median ± half the distance of the "
+        "quartiles. Speed: against the fastest float32 row of the column. Outside: share of the time that is "
+        "not spent in the linear layers.",
+        "; ".join(f"{how}: {meaning}" for how, meaning in HOW.items()) + ".",
+        "Cosine: between the embeddings of the evaluated sentences and those of float32. rho: Spearman's, "
+        "between the cosines of pairs and what people said of them (WordSim: the 353 pairs of words of "
+        "WordSim-353; Lee: 1225 pairs of news summaries). Recipes were calibrated on "
+        f"{s['calibration_sentences']} other sentences.",
+        f"The {s['linear_layers']} linear layers are six in each of six transformer layers and the pooler, "
+        "which the original model also computes. Everything else is the same code in all rows.",
+    ]
+
+
+def show(result, out, console):
+    """Print the tables, how they came about, the notes and where the files are."""
+    head, rows, split = columns(result), result["rows"], len(NAMES) + len(SPEED)
+    s = result["settings"]
+    title = f"{s['model']} on {result['machine']['cpu']}, {s['threads']} threads"
+    for heading, shown in ((title, range(len(NAMES), split)), (None, range(split, len(head)))):
+        table = Table(title=heading, header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for n in (0, 1, *shown):
+            table.add_column("\n".join(head[n]), justify="left" if n < 2 else "right", no_wrap=True)
+        for n, row in enumerate(rows):
+            texts, after = cells(row), rows[n + 1 : n + 2]
+            ends = not row["qkernels"] and after and after[0]["family"] != row["family"]
+            style = "cyan" if row["qkernels"] else None
+            table.add_row(*texts[:2], *(texts[n] for n in shown), style=style, end_section=bool(ends))
+        console.print(table)
+    for line in explanation(result):
+        console.print(line, style="dim", highlight=False)
+    for note in result["notes"]:
+        console.print(f"Note: {note}", style="yellow", highlight=False, markup=False)
+    console.print(f"{result['seconds']:.0f} s in all. Written:")
+    for name in ("demo.html", "demo.png", "demo.json"):
+        console.print(f"  {out / name}", highlight=False, soft_wrap=True, markup=False)
+
+
+def write(result, out):
+    """Write demo.json, demo.png and demo.html into the folder ``out``."""
+    (out / "demo.json").write_text(json.dumps(result, indent=1) + "\n")
+    picture.draw(result, out / "demo.png")
+    (out / "demo.html").write_text(page(result, (out / "demo.png").read_bytes()), encoding="utf-8")
+
+
+def page(result, png):
+    """The self-contained HTML page."""
+    esc = html.escape
+    head = "".join(f"<th>{esc(t)}<small>{esc(u)}</small></th>" for t, u in columns(result))
+    body = ""
+    for row in result["rows"]:
+        texts = "".join(f"<td>{esc(text)}</td>" for text in cells(row))
+        body += f"<tr class='{'qk' if row['qkernels'] else 'torch'}'>{texts}</tr>"
+    facts = {k.replace("_", " "): v for k, v in result["machine"].items()}
+    return (
+        PAGE.read_text(encoding="utf-8")
+        .replace("{{headline}}", esc(headline(result)))
+        .replace("{{head}}", head)
+        .replace("{{body}}", body)
+        .replace("{{picture}}", base64.b64encode(png).decode())
+        .replace("{{explanation}}", "".join(f"<p>{esc(t)}</p>" for t in explanation(result)))
+        .replace("{{notes}}", "".join(f"<p class='note'>{esc(t)}</p>" for t in result["notes"]))
+        .replace("{{facts}}", "".join(f"<dt>{esc(k)}</dt><dd>{esc(_fact(v))}</dd>" for k, v in facts.items()))
+    )
+
+
+def _fact(value):
+    if isinstance(value, dict):
+        return "; ".join(f"{k}: {_fact(v)}" for k, v in value.items())
+    return ", ".join(map(_fact, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def headline(result):
+    """The result in one sentence: the recipe closest to float32, as it runs fastest."""
+    ours = [r for r in result["rows"] if r["qkernels"]]
+    family = max(ours, key=lambda r: r["cosine"]["mean"])["family"]
+    same = [r for r in ours if r["family"] == family]
+    best = max(same, key=lambda r: r["batch"]["speedup_over_best_float32"])
+    one, batch = (best[case]["speedup_over_best_float32"] for case in ("one", "batch"))
+    return (
+        f"{family} runs one sentence {one:.1f} times and batches {batch:.1f} times as fast as the best "
+        f"float32, in {best['bits_per_weight']:.1f} bits per weight, at a mean cosine of {best['cosine']['mean']:.4f}."
+    )

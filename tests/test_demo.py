@@ -1,0 +1,164 @@
+"""The demo: its model is the original model, its numbers are there, and its errors are clear."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from rich.console import Console
+from typer.testing import CliRunner
+
+from qkernels import cli
+from qkernels.compress import RECIPES
+from qkernels.demo import data, measure, run
+from qkernels.demo.model import Batch, SentenceEncoder, linear_layers
+from qkernels.errors import ArgumentError
+
+# Mean cosine to float32 on the evaluated sentences that each int8 recipe must keep.
+COSINES = {"int8-token": 0.997, "int8-tensor": 0.98, "int8-static": 0.98, "int8-spiq": 0.99}
+
+
+@pytest.fixture(scope="module")
+def folder():
+    return data.model_folder("minilm")
+
+
+@pytest.fixture(scope="module")
+def encoder(folder):
+    return SentenceEncoder.load(folder)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo")
+    with open(out / "console.txt", "w") as f:
+        return run.run(out=out, quick=True, console=Console(file=f, width=80)), out
+
+
+def test_encoder_equals_transformers(folder, encoder):
+    """Sentence vectors and pooler outputs of a padded batch are those of the original, sentence by sentence."""
+    original = transformers.AutoModel.from_pretrained(folder).eval()
+    tokens = data.Tokenizer(folder)(data.sentences("evaluated")[:12])
+    theirs, pooled = [], []
+    with torch.no_grad():
+        for ids in tokens:
+            out = original(torch.tensor([ids]))
+            theirs.append(torch.nn.functional.normalize(out.last_hidden_state.mean(1), dim=-1))
+            pooled.append(out.pooler_output)
+        ours = encoder(*Batch.of(tokens))
+        alone = encoder(*Batch.of(tokens[:1]))
+    torch.testing.assert_close(ours[0], torch.cat(theirs), rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours[1], torch.cat(pooled), rtol=0, atol=1e-5)
+    torch.testing.assert_close(alone[0], theirs[0], rtol=0, atol=1e-5)
+
+
+def test_tokenizer_equals_transformers(folder):
+    sentences = [*data.sentences("evaluated"), "Füße, naïve café; 東京!", "word " * 400]
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    expected = theirs(sentences, truncation=True, max_length=data.MAX_TOKENS)["input_ids"]
+    assert data.Tokenizer(folder)(sentences) == expected
+
+
+def test_embed_keeps_the_order(folder, encoder):
+    tokens = data.Tokenizer(folder)(data.sentences("calibration")[:5])
+    with torch.no_grad():
+        together = measure.embed(encoder, tokens)
+        alone = np.concatenate([measure.embed(encoder, [t]) for t in tokens])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_there_are_37_linear_layers(encoder):
+    layers = linear_layers(encoder)
+    assert len(layers) == 37
+    assert set(layers.values()) == {m for m in encoder.modules() if isinstance(m, torch.nn.Linear)}
+
+
+def test_sentences():
+    evaluated, calibration = data.sentences("evaluated"), data.sentences("calibration")
+    assert len(set(evaluated)) == len(evaluated) == 64
+    assert len(set(calibration)) == len(calibration) >= 40
+    assert not {s.lower() for s in evaluated} & {s.lower() for s in calibration}
+
+
+def test_labelled_data():
+    labelled = data.labelled()
+    words, i, j, scores = labelled["WordSim"]
+    assert len(i) == len(j) == len(scores) == 353
+    pairs = {(words[a], words[b]): s for a, b, s in zip(i, j, scores)}
+    assert pairs["tiger", "cat"] == 7.35
+    assert [len(part) for part in labelled["Lee"]] == [50, 1225, 1225, 1225]
+
+
+def test_files(result):
+    result, out = result
+    saved = json.loads((out / "demo.json").read_text())
+    assert saved == json.loads(json.dumps(result))
+    assert {"machine", "settings", "rows", "notes", "seconds"} <= set(saved)
+    assert saved["settings"]["linear_layers"] == 37
+    assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")
+    page = (out / "demo.html").read_text()
+    assert "data:image/png;base64," in page and "{{" not in page
+    assert all(link.startswith("data:") for link in re.findall(r"(?:src|href)=['\"](.*?)['\"]", page))
+    text = (out / "console.txt").read_text()
+    assert "…" not in text  # nothing is cut off on a terminal of 80 columns
+    assert "demo.json" in text
+
+
+def test_rows(result):
+    rows = result[0]["rows"]
+    assert {r["family"] for r in rows} == {"float32", "bfloat16", *RECIPES}
+    for row in rows:
+        for case in ("one", "batch"):
+            assert row[case]["milliseconds"] > 0 and row[case]["spread"] >= 0
+            assert len(row["times"][case]) == result[0]["settings"]["rounds"]
+            assert 0 < row["outside_share"][case] < 1
+        assert -1 <= row["scores"]["WordSim"] <= 1
+    for case in ("one", "batch"):
+        best = max(r[case]["speedup_over_best_float32"] for r in rows if r["family"] == "float32")
+        assert best == 1
+
+
+def test_sizes(result):
+    sizes = {r["family"]: (r["linear_bytes"], r["bits_per_weight"]) for r in result[0]["rows"]}
+    weights, outputs = 25 * 384 * 384 + 12 * 384 * 1536, 31 * 384 + 6 * 1536
+    assert sizes["float32"] == (4 * (weights + outputs), 32)
+    assert sizes["bfloat16"] == (2 * (weights + outputs), 16)
+    assert sizes["int8-token"] == (weights + 8 * outputs, 8 * (weights + 4 * outputs) / weights)
+
+
+@pytest.mark.parametrize("recipe", COSINES)
+def test_cosine(result, recipe):
+    row = next(r for r in result[0]["rows"] if r["family"] == recipe)
+    assert row["cosine"]["mean"] >= COSINES[recipe]
+
+
+def test_bad_arguments(tmp_path):
+    with pytest.raises(ArgumentError, match=r"model is 'bert'; accepted: minilm"):
+        run.run(model="bert", out=tmp_path)
+    with pytest.raises(ArgumentError, match=r"int9; accepted: int8-token"):
+        run.run(recipes=["int9"], out=tmp_path)
+    with pytest.raises(ArgumentError, match=r"threads is 0"):
+        run.run(threads=0, out=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_cli_info():
+    shown = CliRunner().invoke(cli.commands, ["info"])
+    assert shown.exit_code == 0
+    assert "cpu-scalar" in shown.output
+
+
+def test_cli_latency():
+    shown = CliRunner().invoke(cli.commands, ["latency", "3x40x24"])
+    assert shown.exit_code == 0
+    assert "3x40x24" in shown.output
+
+
+def test_cli_errors_are_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["qkernels", "demo", "--model", "bert"])
+    with pytest.raises(SystemExit) as stop:
+        cli.app()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "qkernels demo: model is 'bert'; accepted: minilm.\n"
