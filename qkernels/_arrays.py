@@ -29,8 +29,14 @@ def as_numpy(x, where, name):
                 f"{where}: {name} is on device {x.device}; accepted: cpu. Call {name}.cpu() first."
             )
         x = x.detach()
-        return (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy()
-    a = np.asarray(x)
+        try:
+            return (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy()
+        except (TypeError, RuntimeError) as e:  # sparse, quantized or conjugate tensors, float8
+            raise DTypeError(f"{where}: {name} has no NumPy form: {e}; accepted: plain dense tensors.") from e
+    try:
+        a = np.asarray(x)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise DTypeError(f"{where}: {name} is a {type(x).__name__} and no array: {e}") from e
     if a.dtype == object or a.dtype.kind in "SUMm":
         raise DTypeError(
             f"{where}: {name} is a {type(x).__name__} of dtype {a.dtype}; accepted: numbers, arrays, "

@@ -67,8 +67,8 @@ def compress(model, recipe, calibration=None, inplace=False):
     places is replaced by one layer at all of them.
 
     Args:
-        recipe: a name out of RECIPES (or "int8", which is "int8-token"), a Recipe, or {pattern: either, or
-            None to leave layers alone}; patterns are shell-style on module names, the first that matches counts.
+        recipe: a name out of RECIPES (or "int8", which is "int8-token"), a Recipe, or {pattern: either,
+            or None to leave layers alone}; patterns are shell-style on module names; the first match counts.
         calibration: an iterable of model inputs, for recipes that are static: each a tensor, a tuple of
             arguments, or a mapping of keyword arguments. The model runs on them in eval mode.
         inplace: change ``model`` itself; else it stays as it is and only what is not replaced is copied.
@@ -77,8 +77,8 @@ def compress(model, recipe, calibration=None, inplace=False):
         The compressed model.
 
     Raises:
-        ArgumentError: unknown recipe, a recipe or pattern that matches no layer, missing or empty
-            calibration, a layer that calibration did not reach or where it was not finite, a layer with hooks.
+        ArgumentError: unknown recipe, a recipe or pattern that matches no layer, no calibration, a layer that
+            calibration did not reach or where it was not finite, a layer with hooks.
         DTypeError: a model or recipe of another type.
     """
     if not isinstance(model, nn.Module):

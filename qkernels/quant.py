@@ -47,16 +47,19 @@ class InputQuant:
 
     def __post_init__(self):
         where, put = "InputQuant", lambda name, value: object.__setattr__(self, name, value)
-        if self.bits != 8:
+        if not isinstance(self.bits, int | np.integer) or self.bits != 8:
             raise UnsupportedError(f"{where}: bits is {self.bits!r}; accepted: 8 (others come later).")
         if self.power is not None:
             raise UnsupportedError(
                 f"{where}: power is {self.power!r}; accepted: None (power codes come later)."
             )
-        if self.granularity not in GRANULARITIES:
+        if not isinstance(self.granularity, str) or self.granularity not in GRANULARITIES:
             raise ArgumentError(
                 f"{where}: granularity is {self.granularity!r}; accepted: {', '.join(GRANULARITIES)}."
             )
+        if not isinstance(self.signed, bool | np.bool_):
+            raise ArgumentError(f"{where}: signed is {self.signed!r}; accepted: True, False.")
+        put("bits", 8)
         put("signed", bool(self.signed))
         if self.scale is not None:
             put("scale", self._checked_scale(where))
@@ -166,7 +169,7 @@ class Requant:
 
     def __post_init__(self):
         where, put = "Requant", lambda name, value: object.__setattr__(self, name, value)
-        if self.rounding not in ROUNDINGS:
+        if not isinstance(self.rounding, str) or self.rounding not in ROUNDINGS:
             raise ArgumentError(f"{where}: rounding is {self.rounding!r}; accepted: {', '.join(ROUNDINGS)}.")
         m = _int_vector(where, "multiplier", self.multiplier)
         shift = _int_vector(where, "shift", self.shift)
@@ -191,14 +194,16 @@ class Requant:
                 f"{where}: zero_point is {self.zero_point!r}; accepted: -128..127 (int8), 0..255 (uint8)."
             )
         s_out = self.output_scale
-        if s_out is not None and not (np.ndim(s_out) == 0 and 0 < s_out < math.inf):
-            raise ArgumentError(
-                f"{where}: output_scale is {s_out!r}; accepted: None, or one finite number > 0."
-            )
+        if s_out is not None:
+            s_out = as_numpy(s_out, where, "output_scale")
+            if s_out.size != 1 or s_out.dtype.kind not in "iuf" or not 0 < s_out.reshape(()) < math.inf:
+                raise ArgumentError(
+                    f"{where}: output_scale is {self.output_scale!r}; accepted: None, or one finite number > 0."
+                )
         put("multiplier", m.astype(np.int32))
         put("shift", shift.astype(np.int32))
         put("zero_point", int(zp.reshape(())))
-        put("output_scale", None if s_out is None else float(s_out))
+        put("output_scale", None if s_out is None else float(s_out.reshape(())))
 
     @classmethod
     def from_scale(cls, scale, zero_point=0, rounding="single", output_scale=None):

@@ -157,7 +157,9 @@ class Explanation:
 
 
 def explain(op, *args, **options):
-    """Which kernel ``qk.<op>(*args, **options)`` would run, and why not the others: ``print(qk.explain("linear", w, x))``.
+    """Which kernel ``qk.<op>(*args, **options)`` would run, and why not the others.
+
+    ``print(qk.explain("linear", w, x, input_quant=qk.InputQuant()))`` shows both.
 
     The arguments are those of the op, in its order or the weight first.
 

@@ -100,6 +100,7 @@ void bind_int8(py::module_& m) {
             e.out = pointer<void>(out);
             e.ldo = p.view().header->n;
             e.bias_i32 = pointer<int32_t>(bias);
+            e.out_bytes = 1;
             qk::int8_gemm_codes(kernels, pointer<uint8_t>(x), is_signed, m, ldx, x_zero, p.view(), e,
                                 kernels.store_byte[r.rounding], threads);
         });
@@ -135,6 +136,7 @@ void bind_int8(py::module_& m) {
             qk::Epilogue e;
             e.out = pointer<void>(out);
             e.ldo = w.header->n;
+            e.out_bytes = l.out_type == 0 ? 4 : 2;
             e.w_scale = w.scale();
             e.bias = pointer<float>(bias);
             e.activation = l.activation;
@@ -181,18 +183,18 @@ void bind_machine(py::module_& m) {
         return d;
     });
     m.def("best_isa", [] { return static_cast<int>(qk::best_isa()); });
-    m.def("measure_peaks", [](int threads, double milliseconds) {
+    m.def("peak_names", [] {   // in the order of their numbers; those this machine can run
         static const char* names[] = {"int8 avx512vnni", "int8 avx2", "bf16 avx512", "fp32 avx512", "fp32 avx2", "binary avx512"};
         py::dict d;
-        for (int i = 0; i < static_cast<int>(qk::Peak::kCount); ++i) {
-            if (!qk::peak_supported(static_cast<qk::Peak>(i))) continue;
-            py::gil_scoped_release release;
-            const double rate = qk::measure_peak(static_cast<qk::Peak>(i), threads, milliseconds);
-            py::gil_scoped_acquire acquire;
-            d[names[i]] = rate;
-        }
+        for (int i = 0; i < static_cast<int>(qk::Peak::kCount); ++i)
+            if (qk::peak_supported(static_cast<qk::Peak>(i))) d[names[i]] = i;
         return d;
-    }, py::arg("threads") = 1, py::arg("milliseconds") = 50.0);
+    });
+    m.def("measure_peak", [](int kind, int threads, double milliseconds) {
+        if (kind < 0 || kind >= static_cast<int>(qk::Peak::kCount)) throw std::invalid_argument("measure_peak: unknown kind");
+        py::gil_scoped_release release;
+        return qk::measure_peak(static_cast<qk::Peak>(kind), threads, milliseconds);
+    }, py::arg("kind"), py::arg("threads") = 1, py::arg("milliseconds") = 50.0);
     m.def("measure_read_bandwidth", &qk::measure_read_bandwidth, py::arg("bytes"), py::arg("threads") = 1,
           py::arg("repeats") = 5, py::call_guard<py::gil_scoped_release>());
     m.def("measure_fork_join", &qk::measure_fork_join, py::arg("threads"), py::arg("repeats") = 1000,

@@ -1,5 +1,6 @@
 // Loops around the register tile.
 //
+//   for each chunk of rows whose codes stay in L2
 //   for each panel of 64 output channels (a thread's own range, then whatever others have left)
 //     for each block of k (one unless k > kBlockK: the panel must stay in L2 while all rows pass over it)
 //       for each group of up to MR rows: micro kernel -> tile in L1 -> patches -> epilogue -> output
@@ -21,8 +22,9 @@ namespace {
 
 constexpr int64_t kBlockK = 8192;           // 512 KB of a panel
 constexpr int64_t kSuperRows = 4 << 20;     // bytes of codes that one pass over the weight serves
+constexpr int64_t kRowBytes = 512 << 10;    // codes that stay in L2 beside two panels
 constexpr int64_t kTileRows = 192;          // rows whose partial sums are kept while k advances in blocks
-constexpr int64_t kPrefetchBytes = 1 << 20; // smaller weights sit in L2, where prefetching costs load slots
+constexpr int64_t kPrefetchBytes = 1 << 20; // smaller weights sit in L2 (outputs: half), where it costs load slots
 
 struct Problem {
     const Kernels& isa;
@@ -35,6 +37,14 @@ struct Problem {
     bool patch;
 };
 
+// Asks for the output lines of a tile before its products are computed: a store that misses waits for the line first.
+void prefetch_output(const Epilogue& e, int64_t row, int rows, int64_t n0, int cols) {
+    for (int r = 0; r < rows; ++r) {
+        const char* out = static_cast<const char*>(e.out) + ((row + r) * e.ldo + n0) * e.out_bytes;
+        for (int at = 0; at < cols * e.out_bytes; at += 64) __builtin_prefetch(out + at, 1);
+    }
+}
+
 void run_panel(const Problem& p, int64_t panel, int64_t row_begin, int64_t row_end) {
     const Int8Header& h = *p.w.header;
     const int64_t n0 = panel * kPanelN;
@@ -43,7 +53,8 @@ void run_panel(const Problem& p, int64_t panel, int64_t row_begin, int64_t row_e
     const int64_t groups = ceil_div(row_end - row_begin, p.isa.mr);
     const bool ahead = n0 + kPanelN < h.n_pad && h.n_pad * h.k_pad > kPrefetchBytes;
     const char* next = reinterpret_cast<const char*>(p.w.panel(panel + 1));
-    const int lines = !ahead ? 0 : groups == 1 ? 4 : groups < 4 ? 2 : 1;
+    const int lines = ahead ? static_cast<int>(ceil_div(16, groups)) : 0;   // 16 lines are four k steps
+    const bool outputs = p.m * h.n * p.epilogue.out_bytes > kPrefetchBytes / 2;
     alignas(64) int32_t tiles[kTileRows * kPanelN];
 
     const int64_t blocks = std::max<int64_t>(1, ceil_div(steps, block));
@@ -53,10 +64,11 @@ void run_panel(const Problem& p, int64_t panel, int64_t row_begin, int64_t row_e
         for (int64_t g = 0; g < groups; ++g) {   // groups of even size: 16 rows are 6 + 5 + 5, not 6 + 6 + 4
             const int rows = static_cast<int>((row_end - row + groups - g - 1) / (groups - g));
             int32_t* tile = tiles + (blocks > 1 ? (row - row_begin) * kPanelN : 0);
-            const bool prefetching = lines > 0 && g < 4 / lines;
+            const bool prefetching = (g + 1) * lines <= 16;
+            if (outputs && b == 0) prefetch_output(p.epilogue, row, rows, n0, cols);
             p.isa.micro[rows](p.a + row * p.lda + k0 * kStepK, p.lda, p.w.panel(panel) + k0 * kStepBytes, k_steps,
                               b == 0 ? p.init + n0 : nullptr, tile,
-                              next + (k0 * 4 + g * lines * k_steps) * 64, prefetching ? lines : 0);
+                              next + (k0 * 4 + g * lines * (k_steps / 4)) * 64, prefetching ? lines : 0);
             if (b == blocks - 1) {
                 if (p.patch) p.isa.patch_zero_point(p.epilogue, tile, row, rows, n0);
                 p.store(p.epilogue, tile, row, rows, n0, cols);
@@ -75,15 +87,16 @@ Split split_work(const Int8Header& h, int64_t m, int threads) {
     Split s{h.n_pad / kPanelN, 1, m};
     if (threads > 1 && s.panels < 4 * threads)
         s.chunks = std::clamp<int64_t>(ceil_div(4 * threads, std::max<int64_t>(s.panels, 1)), 1, std::max<int64_t>(m / 12, 1));
+    if (m * h.k_pad > kRowBytes) s.chunks = std::max(s.chunks, ceil_div(m * h.k_pad, kRowBytes));
     if (h.k_pad > kBlockK) s.chunks = std::max(s.chunks, ceil_div(m, kTileRows));
     s.chunk_rows = ceil_div(m, s.chunks);
     return s;
 }
 
 void run_unit(const Problem& p, const Split& s, int64_t unit) {
-    const int64_t begin = unit % s.chunks * s.chunk_rows;
+    const int64_t begin = unit / s.panels * s.chunk_rows;
     const int64_t end = std::min(p.m, begin + s.chunk_rows);
-    if (begin < end) run_panel(p, unit / s.chunks, begin, end);
+    if (begin < end) run_panel(p, unit % s.panels, begin, end);
 }
 
 // Threads that the work repays. Waking one costs about a microsecond, so each must find a few microseconds to do; the
@@ -110,15 +123,15 @@ int64_t pitch(int64_t k_pad) { return round_up(k_pad, 64) + 64; }
 
 int64_t super_rows(const Int8Header& h) { return std::max<int64_t>(kTileRows, kSuperRows / pitch(h.k_pad)); }
 
-Epilogue advance(Epilogue e, int64_t rows, int64_t element_bytes) {
-    e.out = static_cast<char*>(e.out) + rows * e.ldo * element_bytes;
-    if (e.x_scale != nullptr) e.x_scale += rows * e.x_scale_step;
-    return e;
+// Codes past K are multiplied by zero weights; they are set so that a run never depends on what memory held.
+void finish_row(const Kernels& isa, const Int8Header& h, uint8_t* codes, int32_t* sum) {
+    for (int64_t i = h.k; i < h.k_pad; ++i) codes[i] = 0;
+    if (sum != nullptr) *sum = isa.sum_codes(codes, h.k);
 }
 
-int64_t element_bytes(const Kernels& isa, EpilogueFn store) {
-    if (store == isa.store_i32 || store == isa.store_float[0]) return 4;
-    return store == isa.store_float[1] || store == isa.store_float[2] ? 2 : 1;
+Epilogue below(Epilogue e, int64_t rows) {   // the same output, `rows` further down
+    e.out = static_cast<char*>(e.out) + rows * e.ldo * e.out_bytes;
+    return e;
 }
 
 }  // namespace
@@ -166,7 +179,6 @@ void int8_gemm_codes(const Kernels& isa, const uint8_t* x, bool is_signed, int64
     uint8_t* codes = scratch.take<uint8_t>(direct ? 0 : most * lda);
     int32_t* sums = scratch.take<int32_t>(most);
     const int32_t* init = starts(w, x_zero + (is_signed ? 128 : 0), scratch.take<int32_t>(h.n_pad));
-    const int64_t bytes = element_bytes(isa, store);
     epilogue.w_zero = w.zero_point();
     epilogue.x_sum = sums;
     for (int64_t row0 = 0; row0 < m; row0 += most) {
@@ -174,11 +186,11 @@ void int8_gemm_codes(const Kernels& isa, const uint8_t* x, bool is_signed, int64
         const uint8_t* x0 = x + row0 * ldx;
         auto copy = [&](int64_t begin, int64_t end) {
             for (int64_t r = begin; r < end; ++r) {
-                sums[r] = isa.copy_codes(x0 + r * ldx, h.k, is_signed ? 0x80 : 0, codes + r * lda);
-                std::memset(codes + r * lda + h.k, 0, h.k_pad - h.k);
+                isa.flip_codes(x0 + r * ldx, h.k, is_signed ? 0x80 : 0, codes + r * lda);
+                finish_row(isa, h, codes + r * lda, patch ? sums + r : nullptr);
             }
         };
-        const Problem p{isa, direct ? x0 : codes, lda, rows, w, init, advance(epilogue, row0, bytes), store, patch};
+        const Problem p{isa, direct ? x0 : codes, lda, rows, w, init, below(epilogue, row0), store, patch};
         const Split s = split_work(h, rows, threads);
         if (threads == 1) {
             if (!direct) copy(0, rows);
@@ -208,9 +220,8 @@ int64_t int8_gemm_float(const Kernels& isa, const void* x, DType x_type, int64_t
     uint8_t* codes = scratch.take<uint8_t>(most * lda);
     int32_t* sums = scratch.take<int32_t>(most);
     float* scales = scratch.take<float>(most);
-    const int32_t shift = q.is_signed ? 128 : 0;
-    const int32_t* init = starts(w, q.zero_point + shift, scratch.take<int32_t>(h.n_pad));
-    const int64_t x_bytes = x_type == DType::f32 ? 4 : 2, out_bytes = element_bytes(isa, store);
+    const int32_t* init = starts(w, q.zero_point + (q.is_signed ? 128 : 0), scratch.take<int32_t>(h.n_pad));
+    const int64_t x_bytes = x_type == DType::f32 ? 4 : 2;
     epilogue.w_zero = w.zero_point();
     epilogue.x_sum = sums;
     epilogue.x_scale = q.mode == InputMode::channel ? nullptr : scales;
@@ -234,14 +245,12 @@ int64_t int8_gemm_float(const Kernels& isa, const void* x, DType x_type, int64_t
         const char* x0 = static_cast<const char*>(x) + row0 * ldx * x_bytes;
         auto quantize = [&](int64_t begin, int64_t end) {
             const int64_t found = quantize_rows(isa, x0, x_type, h.k, ldx, begin, end, q, w.inv_input(), tensor_bits,
-                                                shift, codes, lda, scales, patch ? sums : nullptr);
-            for (int64_t r = begin; r < end; ++r) std::memset(codes + r * lda + h.k, 0, h.k_pad - h.k);
+                                                q.is_signed ? 0x80 : 0, codes, lda, scales);
+            for (int64_t r = begin; r < end; ++r) finish_row(isa, h, codes + r * lda, patch ? sums + r : nullptr);
             int64_t none = -1;
             if (found >= 0) bad.compare_exchange_strong(none, row0 + found);
         };
-        Epilogue e = epilogue;
-        e.out = static_cast<char*>(e.out) + row0 * e.ldo * out_bytes;
-        const Problem p{isa, codes, lda, rows, w, init, e, store, patch};
+        const Problem p{isa, codes, lda, rows, w, init, below(epilogue, row0), store, patch};
         const Split s = split_work(h, rows, threads);
         const bool together = threads > 1 && rows * h.k > (16 << 10);   // else one thread is done before two meet
         if (!together) quantize(0, rows);

@@ -30,50 +30,40 @@ template <int N, class Body>
     unroll(std::make_integer_sequence<int, N>{}, body);
 }
 
-template <class Decoder, int ROWS, int LINES>
-[[gnu::always_inline]] inline void micro_columns(const uint8_t* a, int64_t lda, const int8_t* panel, int64_t k_steps,
-                                                 const int32_t* init, int32_t* tile, const char* ahead, int column) {
-    using namespace simd;
-    acc_t acc[ROWS][NV];
-    unroll<ROWS>([&](auto r) [[gnu::always_inline]] {
-        unroll<NV>([&](auto v) [[gnu::always_inline]] {
-            acc[r][v] = acc_load((init ? init : tile + r * qk::kPanelN) + column + v * ACC_N);
-        });
-    });
-    for (int64_t k = 0; k < k_steps; ++k) {
-        wvec w[NV];
-        unroll<NV>([&](auto v) [[gnu::always_inline]] { w[v] = Decoder::load(panel, column + v * ACC_N); });
-        unroll<ROWS>([&](auto r) [[gnu::always_inline]] {
-            const xvec x = load_x(a + r * lda);
-            unroll<NV>([&](auto v) [[gnu::always_inline]] { acc[r][v] = dot4(acc[r][v], x, w[v]); });
-        });
-        unroll<LINES>([&](auto line) [[gnu::always_inline]] { prefetch(ahead + line * 64); });
-        panel += Decoder::kBytes;
-        a += qk::kStepK;
-        ahead += LINES * 64;
-    }
-    unroll<ROWS>([&](auto r) [[gnu::always_inline]] {
-        unroll<NV>([&](auto v) [[gnu::always_inline]] {
-            acc_store(tile + r * qk::kPanelN + column + v * ACC_N, acc[r][v]);
-        });
-    });
-}
-
-template <class Decoder, int ROWS, int LINES>
-void micro_lines(const uint8_t* a, int64_t lda, const int8_t* panel, int64_t k_steps, const int32_t* init,
-                 int32_t* tile, const char* ahead) {
-    for (int column = 0; column < qk::kPanelN; column += simd::NV * simd::ACC_N)
-        micro_columns<Decoder, ROWS, LINES>(a, lda, panel, k_steps, init, tile, ahead, column);
-}
-
 template <class Decoder, int ROWS>
 void micro(const uint8_t* a, int64_t lda, const int8_t* panel, int64_t k_steps, const int32_t* init, int32_t* tile,
            const char* ahead, int lines) {
-    switch (lines) {
-        case 0: return micro_lines<Decoder, ROWS, 0>(a, lda, panel, k_steps, init, tile, ahead);
-        case 1: return micro_lines<Decoder, ROWS, 1>(a, lda, panel, k_steps, init, tile, ahead);
-        case 2: return micro_lines<Decoder, ROWS, 2>(a, lda, panel, k_steps, init, tile, ahead);
-        default: return micro_lines<Decoder, ROWS, 4>(a, lda, panel, k_steps, init, tile, ahead);
+    using namespace simd;
+    for (int column = 0; column < qk::kPanelN; column += NV * ACC_N) {
+        acc_t acc[ROWS][NV];
+        unroll<ROWS>([&](auto r) [[gnu::always_inline]] {
+            unroll<NV>([&](auto v) [[gnu::always_inline]] {
+                acc[r][v] = acc_load((init ? init : tile + r * qk::kPanelN) + column + v * ACC_N);
+            });
+        });
+        const uint8_t* x = a;
+        const int8_t* step = panel;
+        auto advance = [&]() [[gnu::always_inline]] {
+            wvec w[NV];
+            unroll<NV>([&](auto v) [[gnu::always_inline]] { w[v] = Decoder::load(step, column + v * ACC_N); });
+            unroll<ROWS>([&](auto r) [[gnu::always_inline]] {
+                const xvec four = load_x(x + r * lda);
+                unroll<NV>([&](auto v) [[gnu::always_inline]] { acc[r][v] = dot4(acc[r][v], four, w[v]); });
+            });
+            step += Decoder::kBytes;
+            x += qk::kStepK;
+        };
+        int64_t k = k_steps;
+        for (; k >= 4; k -= 4) {   // the next panel trickles in: a burst would fill the line buffers that loads need
+            for (int i = 0; i < lines; ++i, ahead += 64) prefetch(ahead);
+            unroll<4>([&](auto) [[gnu::always_inline]] { advance(); });
+        }
+        for (; k > 0; --k) advance();
+        unroll<ROWS>([&](auto r) [[gnu::always_inline]] {
+            unroll<NV>([&](auto v) [[gnu::always_inline]] {
+                acc_store(tile + r * qk::kPanelN + column + v * ACC_N, acc[r][v]);
+            });
+        });
     }
 }
 

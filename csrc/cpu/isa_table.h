@@ -28,7 +28,8 @@ inline qk::Kernels make_kernels(const char* name) {
     t.quantize[0] = quantize<float>;
     t.quantize[1] = quantize<qk::bf16>;
     t.quantize[2] = quantize<qk::f16>;
-    t.copy_codes = copy_codes;
+    t.flip_codes = flip_codes;
+    t.sum_codes = sum_codes;
     return t;
 }
 

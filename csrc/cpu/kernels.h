@@ -12,7 +12,7 @@ inline constexpr int kMaxMr = 8;        // upper bound of rows in a register til
 
 // tile[r][0..64) = start + sum over k of a[r][k] * panel[k], r < MR.   a: codes as u8, lda bytes between rows.
 // start is init[0..64) for every row, or the tile's own content when init is null (a later block of k).
-// prefetch: `prefetch_lines` cache lines a k step are requested ahead from there (the panel that comes next).
+// `prefetch_lines` cache lines in every four k steps are requested from `prefetch` on (the panel that comes next).
 using MicroFn = void (*)(const uint8_t* a, int64_t lda, const int8_t* panel, int64_t k_steps, const int32_t* init,
                          int32_t* tile, const char* prefetch, int prefetch_lines);
 
@@ -20,6 +20,7 @@ using MicroFn = void (*)(const uint8_t* a, int64_t lda, const int8_t* panel, int
 struct Epilogue {
     void* out = nullptr;
     int64_t ldo = 0;                        // elements between rows of out
+    int out_bytes = 4;                      // of an element
     // float out: ((float(acc) * w_scale[n]) * x_scale[m]) + bias[n], each step rounded to float32, then activation
     const float* w_scale = nullptr;
     const float* x_scale = nullptr;         // null: 1 (SPIQ: the scale is inside the weight)
@@ -42,19 +43,21 @@ using EpilogueFn = void (*)(const Epilogue& e, const int32_t* tile, int64_t m0, 
 // tile[r][n] -= w_zero[n0 + n] * x_sum[m0 + r]
 using PatchFn = void (*)(const Epilogue& e, int32_t* tile, int64_t m0, int rows, int64_t n0);
 
-// How one row of floats becomes codes: out[k] = clip(rint(x[k] * inv[k]) + zero, lo, hi), stored as a byte.
+// How one row of floats becomes codes: out[k] = clip(rint(x[k] * inv[k]) + zero) ^ flip, clipped to int8 or uint8.
 struct QuantizeRow {
     float inv = 1.0f;
-    const float* inv_k = nullptr;           // per channel (SPIQ) instead of inv
-    int32_t zero = 0, lo = -128, hi = 127;  // in the domain that is stored (128 added for the integer core)
-    bool need_sum = false;
+    const float* inv_k = nullptr;   // per channel (SPIQ) instead of inv
+    int16_t zero = 0;
+    bool is_signed = true;
+    uint8_t flip = 0;               // 0x80 stores int8 codes as code + 128, as the integer core wants them
+    bool check = true;              // report the largest |x|; without it, |x * inv| must be below 2^30
 };
 // Largest bit pattern of |x|: float order, and >= 0x7f800000 exactly where something is not finite.
 using AmaxFn = uint32_t (*)(const void* x, int64_t k);
-// Returns the same maximum, writes k codes and, if asked, their sum.
-using QuantizeFn = uint32_t (*)(const void* x, int64_t k, const QuantizeRow& q, uint8_t* out, int32_t* sum);
-// u8 codes for the core from int8 (code + 128) or uint8 (copied); returns their sum.
-using CopyCodesFn = int32_t (*)(const uint8_t* x, int64_t k, uint8_t flip, uint8_t* out);
+// Writes k codes; returns the same maximum, or 0 where q.check is false.
+using QuantizeFn = uint32_t (*)(const void* x, int64_t k, const QuantizeRow& q, uint8_t* out);
+using FlipCodesFn = void (*)(const uint8_t* x, int64_t k, uint8_t flip, uint8_t* out);
+using SumCodesFn = int32_t (*)(const uint8_t* x, int64_t k);
 
 struct Kernels {
     const char* name;
@@ -66,7 +69,8 @@ struct Kernels {
     EpilogueFn store_byte[3];      // by Rounding
     AmaxFn amax[3];                // by DType
     QuantizeFn quantize[3];
-    CopyCodesFn copy_codes;
+    FlipCodesFn flip_codes;
+    SumCodesFn sum_codes;
 };
 
 const Kernels& kernels_scalar();

@@ -35,27 +35,29 @@ float dynamic_scale(uint32_t amax_bits, bool is_signed) {
 }
 
 int64_t quantize_rows(const Kernels& isa, const void* x, DType x_type, int64_t k, int64_t ldx, int64_t row_begin,
-                      int64_t row_end, const InputQuant& q, const float* inv_k, uint32_t tensor_bits, int32_t shift,
-                      uint8_t* codes, int64_t ldo, float* scales, int32_t* sums) {
+                      int64_t row_end, const InputQuant& q, const float* inv_k, uint32_t tensor_bits, uint8_t flip,
+                      uint8_t* codes, int64_t ldo, float* scales) {
     const int type = static_cast<int>(x_type);
     QuantizeRow row;
-    row.zero = q.zero_point + shift;
-    row.lo = (q.is_signed ? -128 : 0) + shift;
-    row.hi = (q.is_signed ? 127 : 255) + shift;
-    row.need_sum = sums != nullptr;
+    row.zero = static_cast<int16_t>(q.zero_point);
+    row.is_signed = q.is_signed;
+    row.flip = flip;
+    row.check = q.mode == InputMode::static_tensor;
     float scale = 1.0f;
     if (q.mode == InputMode::static_tensor) scale = q.scale;
     if (q.mode == InputMode::dynamic_tensor) scale = dynamic_scale(tensor_bits, q.is_signed);
     if (q.mode == InputMode::channel) row.inv_k = inv_k;
-    int64_t bad = -1;
+    int64_t bad = q.mode == InputMode::dynamic_tensor && tensor_bits >= kNotFinite ? row_begin : -1;
     for (int64_t m = row_begin; m < row_end; ++m) {
         const char* data = row_of(x, x_type, ldx, m);
+        uint32_t bits = 0;
         if (q.mode == InputMode::dynamic_token) {
-            scale = dynamic_scale(isa.amax[type](data, k), q.is_signed);
+            bits = isa.amax[type](data, k);
+            scale = dynamic_scale(bits, q.is_signed);
             scales[m] = scale;
         }
         row.inv = 1.0f / scale;
-        const uint32_t bits = isa.quantize[type](data, k, row, codes + m * ldo, sums ? sums + m : nullptr);
+        bits = std::max(bits, isa.quantize[type](data, k, row, codes + m * ldo));
         if (bits >= kNotFinite && bad < 0) bad = m;
     }
     if (row_begin == 0 && q.mode != InputMode::dynamic_token) scales[0] = scale;
@@ -86,7 +88,7 @@ int64_t quantize_activations(const Kernels& isa, const void* x, DType x_type, in
     std::atomic<int64_t> bad{-1};
     parallel_for(threads, m, [&](int64_t row) {
         const int64_t found = quantize_rows(isa, x, x_type, k, ldx, row, row + 1, q, inv_k, tensor_bits.load(), 0,
-                                            codes, k, scales, nullptr);
+                                            codes, k, scales);
         if (found >= 0) keep_first(bad, found);
     });
     if (m == 0 && q.mode == InputMode::static_tensor) scales[0] = q.scale;

@@ -1,4 +1,4 @@
-// Activation quantization of one row: codes = clip(rint(x * inv) + zero, lo, hi) in float32, half to even.
+// Activation quantization of one row: codes = clip(rint(x * inv) + zero) in float32, half to even.
 // The row's largest |x| comes along as an integer maximum of the bit patterns: float order for finite values, and
 // infinities and NaN above all of them, so a row is checked for non-finite input at no cost.
 #pragma once
@@ -26,55 +26,62 @@ uint32_t amax(const void* data, int64_t k) {
     return reduce_maxu(maxu(maxu(m0, m1), maxu(m2, m3)));
 }
 
-template <class T>
-uint32_t quantize(const void* data, int64_t k, const qk::QuantizeRow& q, uint8_t* out, int32_t* sum) {
+// CHECK: also track the largest |x| (a dynamic row knows it already); codes above the type's range are possible only
+// then, so the clamp of what would overflow the conversion to int32 goes with it. PER_K: one scale per input channel.
+template <class T, bool CHECK, bool PER_K>
+uint32_t quantize_row(const T* x, int64_t k, const qk::QuantizeRow& q, uint8_t* out) {
     using namespace simd;
-    const T* x = static_cast<const T*>(data);
-    const f32v inv = set1(q.inv);
-    const f32v lo = set1(static_cast<float>(q.lo - q.zero)), hi = set1(static_cast<float>(q.hi - q.zero));
-    const i32v zero = seti(q.zero);
-    const bool is_signed = q.lo < 0;
-    i32v m0 = seti(0), m1 = m0, total = m0;
-    auto code = [&](f32v v, int64_t at, int n, i32v& m) {
-        m = maxu(m, abs_bits(v));
-        const f32v s = q.inv_k ? (n == LANES ? load(q.inv_k + at) : load(q.inv_k + at, n)) : inv;
-        return addi(to_int(min(max(mul(v, s), lo), hi)), zero);
+    const f32v inv = set1(q.inv), most = set1(1073741824.0f);
+    i32v m0 = seti(0), m1 = m0;
+    auto code = [&](f32v v, f32v s, i32v& m) {
+        f32v y = mul(v, s);
+        if constexpr (CHECK) {
+            m = maxu(m, abs_bits(v));
+            y = min(y, most);
+        }
+        return to_int(y);
     };
+    auto scale = [&](int64_t i) { return PER_K ? load(q.inv_k + (PER_K ? i : 0)) : inv; };
     int64_t i = 0;
     for (; i + 4 * LANES <= k; i += 4 * LANES) {
-        const i32v a = code(load(x + i), i, LANES, m0);
-        const i32v b = code(load(x + i + LANES), i + LANES, LANES, m1);
-        const i32v c = code(load(x + i + 2 * LANES), i + 2 * LANES, LANES, m0);
-        const i32v d = code(load(x + i + 3 * LANES), i + 3 * LANES, LANES, m1);
-        store_bytes4(out + i, a, b, c, d, is_signed);
-        if (q.need_sum) total = addi(total, addi(addi(a, b), addi(c, d)));
+        const i32v a = code(load(x + i), scale(i), m0);
+        const i32v b = code(load(x + i + LANES), scale(i + LANES), m1);
+        const i32v c = code(load(x + i + 2 * LANES), scale(i + 2 * LANES), m0);
+        const i32v d = code(load(x + i + 3 * LANES), scale(i + 3 * LANES), m1);
+        store_codes4(out + i, a, b, c, d, q.zero, q.is_signed, q.flip);
     }
-    int32_t tail = 0;
     for (; i < k; i += LANES) {
         const int n = k - i < LANES ? static_cast<int>(k - i) : LANES;
-        store_bytes(out + i, code(load(x + i, n), i, n, m0), n);
-        if (q.need_sum)
-            for (int j = 0; j < n; ++j) tail += is_signed ? static_cast<int8_t>(out[i + j]) : out[i + j];
+        const i32v a = code(load(x + i, n), PER_K ? load(q.inv_k + i, n) : inv, m0);
+        uint8_t codes[4 * LANES];
+        store_codes4(codes, a, a, a, a, q.zero, q.is_signed, q.flip);
+        __builtin_memcpy(out + i, codes, n);
     }
-    if (q.need_sum) *sum = reduce_add(total) + tail;
-    return reduce_maxu(maxu(m0, m1));
+    return CHECK ? reduce_maxu(maxu(m0, m1)) : 0;
 }
 
-inline int32_t copy_codes(const uint8_t* x, int64_t k, uint8_t flip, uint8_t* out) {
+template <class T>
+uint32_t quantize(const void* data, int64_t k, const qk::QuantizeRow& q, uint8_t* out) {
+    const T* x = static_cast<const T*>(data);
+    if (q.inv_k != nullptr) return quantize_row<T, true, true>(x, k, q, out);
+    return q.check ? quantize_row<T, true, false>(x, k, q, out) : quantize_row<T, false, false>(x, k, q, out);
+}
+
+inline void flip_codes(const uint8_t* x, int64_t k, uint8_t flip, uint8_t* out) {
     using namespace simd;
     const auto mask = set_bytes(flip);
+    int64_t i = 0;
+    for (; i + BYTES <= k; i += BYTES) store_raw(out + i, xor_bytes(load_bytes(x + i), mask));
+    for (; i < k; ++i) out[i] = x[i] ^ flip;
+}
+
+inline int32_t sum_codes(const uint8_t* x, int64_t k) {
+    using namespace simd;
     i32v total = seti(0);
     int64_t i = 0;
-    for (; i + BYTES <= k; i += BYTES) {
-        const auto v = xor_bytes(load_bytes(x + i), mask);
-        store_raw(out + i, v);
-        total = sum_bytes(total, v);
-    }
+    for (; i + BYTES <= k; i += BYTES) total = sum_bytes(total, load_bytes(x + i));
     int32_t tail = 0;
-    for (; i < k; ++i) {
-        out[i] = x[i] ^ flip;
-        tail += out[i];
-    }
+    for (; i < k; ++i) tail += x[i];
     return reduce_add(total) + tail;
 }
 

@@ -150,11 +150,14 @@ inline void store_bytes(uint8_t* p, i32v v, int n) {
     store_bytes(tail, v);
     __builtin_memcpy(p, tail, n);
 }
-inline void store_bytes4(uint8_t* p, i32v a, i32v b, i32v c, i32v d, bool is_signed) {
-    const i32v ab = _mm256_packs_epi32(a, b), cd = _mm256_packs_epi32(c, d);
-    const i32v abcd = is_signed ? _mm256_packs_epi16(ab, cd) : _mm256_packus_epi16(ab, cd);
-    const i32v order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permutevar8x32_epi32(abcd, order));
+inline void store_codes4(uint8_t* p, i32v a, i32v b, i32v c, i32v d, int16_t zero, bool is_signed, uint8_t flip) {
+    const __m256i z = _mm256_set1_epi16(zero);
+    const __m256i ab = _mm256_adds_epi16(_mm256_packs_epi32(a, b), z);
+    const __m256i cd = _mm256_adds_epi16(_mm256_packs_epi32(c, d), z);
+    __m256i codes = is_signed ? _mm256_packs_epi16(ab, cd) : _mm256_packus_epi16(ab, cd);
+    codes = _mm256_xor_si256(codes, _mm256_set1_epi8(static_cast<char>(flip)));
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permutevar8x32_epi32(codes, order));
 }
 
 // ---- 64-bit halves; AVX2 has no 64-bit arithmetic shift, so shift the value offset by 2^63 -------------------------

@@ -98,17 +98,22 @@ inline i32v abs_bits(f32v a) { return _mm512_and_si512(_mm512_castps_si512(a), _
 inline uint32_t reduce_maxu(i32v a) { return _mm512_reduce_max_epu32(a); }
 inline int32_t reduce_add(i32v a) { return _mm512_reduce_add_epi32(a); }
 inline f32v to_float(i32v a) { return _mm512_cvtepi32_ps(a); }
-inline i32v to_int(f32v a) { return _mm512_cvtps_epi32(a); }   // half to even; callers clamp first
+// half to even; above int32 undefined (callers take the minimum with something first), below it INT32_MIN
+inline i32v to_int(f32v a) { return _mm512_cvtps_epi32(a); }
 inline void store_bytes(uint8_t* p, i32v v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v));
 }
 inline void store_bytes(uint8_t* p, i32v v, int n) { _mm512_mask_cvtepi32_storeu_epi8(p, first(n), v); }
-// 4 * LANES values that already lie in [lo, hi] of their byte type; three packs and a permute instead of four vpmovdb
-inline void store_bytes4(uint8_t* p, i32v a, i32v b, i32v c, i32v d, bool is_signed) {
-    const i32v ab = _mm512_packs_epi32(a, b), cd = _mm512_packs_epi32(c, d);
-    const i32v abcd = is_signed ? _mm512_packs_epi16(ab, cd) : _mm512_packus_epi16(ab, cd);
-    const i32v order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, abcd));
+// 4 * LANES integers + zero, saturated to int8 or uint8, each byte xor flip. Every step saturates, so the result is
+// right for any integers, and three packs and a permute replace four vpmovdb.
+inline void store_codes4(uint8_t* p, i32v a, i32v b, i32v c, i32v d, int16_t zero, bool is_signed, uint8_t flip) {
+    const __m512i z = _mm512_set1_epi16(zero);
+    const __m512i ab = _mm512_adds_epi16(_mm512_packs_epi32(a, b), z);
+    const __m512i cd = _mm512_adds_epi16(_mm512_packs_epi32(c, d), z);
+    __m512i codes = is_signed ? _mm512_packs_epi16(ab, cd) : _mm512_packus_epi16(ab, cd);
+    codes = _mm512_xor_si512(codes, _mm512_set1_epi8(static_cast<char>(flip)));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, codes));
 }
 
 // ---- 64-bit halves of an int32 register, for fixed-point products --------------------------------------------------

@@ -114,14 +114,17 @@ inline i32v abs_bits(f32v a) { return static_cast<int32_t>(bits_of(a) & 0x7fffff
 inline uint32_t reduce_maxu(i32v a) { return static_cast<uint32_t>(a); }
 inline int32_t reduce_add(i32v a) { return a; }
 inline f32v to_float(i32v a) { return static_cast<float>(a); }
-inline i32v to_int(f32v a) { return static_cast<int32_t>(std::nearbyintf(a)); }
+inline i32v to_int(f32v a) {   // what is below int32 becomes its minimum, as the vector instructions have it
+    return a < -2147483648.0f ? INT32_MIN : static_cast<int32_t>(std::nearbyintf(a));
+}
 inline void store_bytes(uint8_t* p, i32v v) { *p = static_cast<uint8_t>(v); }
 inline void store_bytes(uint8_t* p, i32v v, int) { *p = static_cast<uint8_t>(v); }
-inline void store_bytes4(uint8_t* p, i32v a, i32v b, i32v c, i32v d, bool) {
-    p[0] = static_cast<uint8_t>(a);
-    p[1] = static_cast<uint8_t>(b);
-    p[2] = static_cast<uint8_t>(c);
-    p[3] = static_cast<uint8_t>(d);
+inline void store_codes4(uint8_t* p, i32v a, i32v b, i32v c, i32v d, int16_t zero, bool is_signed, uint8_t flip) {
+    const int32_t lo = is_signed ? -128 : 0, hi = is_signed ? 127 : 255, in[4] = {a, b, c, d};
+    for (int i = 0; i < 4; ++i) {
+        const int64_t v = int64_t{in[i]} + zero;
+        p[i] = static_cast<uint8_t>(v < lo ? lo : v > hi ? hi : v) ^ flip;
+    }
 }
 
 // ---- bytes ---------------------------------------------------------------------------------------------------------
