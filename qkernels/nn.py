@@ -29,12 +29,12 @@ def layout(w):
 class Linear(nn.Module):
     """``y = activation(x W^T + bias)`` with a compressed W: ``nn.Linear`` whose weight is an IntWeight.
 
-    The state dict holds the portable arrays as buffers: ``packed``, ``scale``, ``zero_point``, ``input_scale``,
-    see IntWeight; ``bias`` float32 (N,); ``x_scale``, ``x_zero_point`` of a static per-tensor input. Absent ones
-    are left out. Granularity, signedness and activation belong to the module, as the stride of a convolution
-    does. Layouts that kernels compute with are never saved. Change buffers by assignment or
-    ``load_state_dict``, not in place. They keep their dtypes under ``.half()`` and the like: the module computes
-    in the dtype of x.
+    The state dict holds the portable arrays as buffers: ``packed``, ``scale``, ``zero_point`` and
+    ``input_scale``, see IntWeight; ``bias`` float32 (N,); ``x_scale`` and ``x_zero_point`` of a static
+    per-tensor input. Absent ones are left out. Granularity, signedness and activation belong to the module,
+    as the stride of a convolution does. Layouts that kernels compute with are never saved. Change buffers by
+    assignment or ``load_state_dict``, not in place. They keep their dtypes under ``.half()`` and the like:
+    the module computes in the dtype of x.
 
     There is no gradient: the module is for inference.
 

@@ -198,7 +198,7 @@ class Requant:
             s_out = as_numpy(s_out, where, "output_scale")
             if s_out.size != 1 or s_out.dtype.kind not in "iuf" or not 0 < s_out.reshape(()) < math.inf:
                 raise ArgumentError(
-                    f"{where}: output_scale is {self.output_scale!r}; accepted: None, or one finite number > 0."
+                    f"{where}: output_scale is {self.output_scale!r}; accepted: None, one finite number > 0."
                 )
         put("multiplier", m.astype(np.int32))
         put("shift", shift.astype(np.int32))

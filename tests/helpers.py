@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import numpy as np
+import torch
 
 
 def as_array(x):
@@ -42,3 +43,19 @@ def random_codes(rng, shape, dtype=np.int8):
         at = rng.choice(q.size, 2, replace=False)
         q.flat[at[0]], q.flat[at[1]] = info.min, info.max
     return q
+
+
+def garbage(rng):
+    """An array, tensor or other thing that a confused caller might pass."""
+    dtypes = ["int8", "uint8", "int16", "int64", "float16", "float32", "float64", "complex64", "bool"]
+    kind = rng.integers(8)
+    shape = tuple(rng.integers(0, 4, rng.integers(0, 4)))
+    if kind <= 4:
+        with np.errstate(all="ignore"):
+            a = (rng.standard_normal(shape) * 10.0 ** rng.integers(-3, 45)).astype(rng.choice(dtypes))
+        a = a if rng.random() < 0.8 or not a.size or a.dtype.kind != "f" else a * np.nan
+        return a if kind <= 2 else torch.from_numpy(np.array(a))
+    things = [None, 8, -1, 0.5, "text", [[1], [1, 2]], object(), {}, [], b"x", (2, 3), True, 2**70, slice(3)]
+    things += [np.datetime64("2020"), np.array(["a"]), float("nan"), torch.zeros(2, 3).to_sparse()]
+    things += [torch.zeros(2, 3, device="meta"), torch.zeros(2, 3, dtype=torch.float8_e4m3fn)]
+    return things[rng.integers(len(things))]

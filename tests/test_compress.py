@@ -56,7 +56,7 @@ def linears(model):
 
 @pytest.mark.parametrize("recipe", [*RECIPES, "int8"])
 def test_every_recipe_is_close(recipe, model, rng):
-    calibration = batches(rng)
+    calibration = batches(rng, 60)
     x = batches(rng, 1)[0]
     small = qk.compress(model, recipe, calibration=calibration)
     assert all(isinstance(m, qk.nn.Linear) for m in linears(small).values()) and len(linears(small)) == 5

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import assert_same, random_codes
+from helpers import assert_same, garbage, random_codes
 
 from qkernels.errors import ArgumentError, DTypeError, FormatError, UnsupportedError
 from qkernels.formats import IntWeight
@@ -233,13 +233,18 @@ def test_constructor_checks_the_layout():
     IntWeight(**fields)
     for bad, error, name in [
         (dict(packed=Q), DTypeError, "packed has dtype int8"),
+        (dict(packed=None), DTypeError, "packed is None"),
+        (dict(scale=[[1.0], [1.0]]), DTypeError, "scale has dtype float64; accepted: an array of float32"),
+        (dict(shape=(2,)), FormatError, "shape is"),
+        (dict(shape=(2, -3)), FormatError, "shape is"),
+        (dict(packed=good.packed[0], shape=None), FormatError, "shape is"),
         (dict(packed=good.packed[:1]), FormatError, r"packed has shape \(1, 3\)"),
         (dict(shape=(3, 2)), FormatError, "packed has shape"),
         (dict(scale=good.scale.astype(np.float64)), DTypeError, "scale has dtype float64"),
         (dict(scale=good.scale[:, 0]), FormatError, "scale has shape"),
         (dict(zero_point=good.zero_point.astype(np.int8)), DTypeError, "zero_point has dtype int8"),
         (dict(zero_point=good.zero_point[:1]), FormatError, "zero_point has shape"),
-        (dict(scale=torch.ones(2, 1)), DTypeError, "mix NumPy and torch"),
+        (dict(scale=torch.ones(2, 1)), DTypeError, "arrays of NumPy and of torch"),
     ]:
         with pytest.raises(error, match=name):
             IntWeight(**{**fields, **bad})
@@ -265,3 +270,27 @@ y = reference.linear_int(np.ones((1, 4), np.float32), IntWeight.quantize(np.ones
 assert y.tolist() == [[4.0, 4.0]], y
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_constructors_survive_any_argument(rng):
+    """Whatever comes in: a weight that computes, or an error of this package."""
+    good = {"codes": Q, "W": W, "packed": Q.view(np.uint8), "scale": np.ones((2, 1), np.float32)}
+    makers = {
+        IntWeight.pack: ["codes", "scale", "zero_point", "bits", "group_size", "input_scale"],
+        IntWeight.quantize: ["W", "bits", "group_size", "granularity", "input_scale", "symmetric"],
+        IntWeight: ["packed", "scale", "zero_point", "bits", "group_size", "shape", "input_scale"],
+    }
+    built = 0
+    for i in range(3000):
+        make = list(makers)[i % 3]
+        arguments = {name: good[name] for name in makers[make] if name in good}
+        for name in rng.choice(makers[make], rng.integers(1, 3), replace=False):
+            arguments[name] = garbage(rng)
+        try:
+            with np.errstate(all="ignore"):
+                w = make(**arguments)
+                assert w.dense().shape == w.shape
+            built += 1
+        except (ArgumentError, DTypeError, FormatError, UnsupportedError) as e:
+            assert str(e).startswith("IntWeight")
+    assert built > 20

@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from helpers import assert_same
+from helpers import assert_same, garbage
 
 from qkernels.errors import ArgumentError, DTypeError, UnsupportedError
 from qkernels.quant import InputQuant, Requant
@@ -252,3 +252,30 @@ def test_from_scale_refuses(scale, fragments):
     with pytest.raises(ArgumentError) as e:
         Requant.from_scale(scale)
     assert [f for f in ["Requant.from_scale", *fragments] if f not in str(e.value)] == []
+
+
+def test_constructors_survive_any_argument(rng):
+    """Whatever comes in: an object, or an error of this package."""
+    makers = {
+        InputQuant: (
+            {"granularity": "tensor"},
+            ["bits", "granularity", "scale", "signed", "zero_point", "power"],
+        ),
+        Requant: (
+            {"multiplier": 2**30, "shift": 0},
+            ["multiplier", "shift", "zero_point", "rounding", "output_scale"],
+        ),
+        Requant.from_scale: ({"scale": 0.5}, ["scale", "zero_point", "rounding", "output_scale"]),
+    }
+    built = 0
+    for i in range(3000):
+        make = list(makers)[i % 3]
+        good, names = makers[make]
+        arguments = dict(good)
+        for name in rng.choice(names, rng.integers(1, 3), replace=False):
+            arguments[name] = garbage(rng)
+        try:
+            built += hash(make(**arguments)) is not None
+        except (ArgumentError, DTypeError, UnsupportedError) as e:
+            assert str(e).startswith(make.__qualname__.split(".")[0])
+    assert built > 30

@@ -1,5 +1,6 @@
 """Uniform integer weights."""
 
+import operator
 import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,6 +13,7 @@ from ..quant import SCALE_MAX, SCALE_MIN
 from .base import WeightFormat
 
 INT32_MAX = 2**31 - 1
+DTYPES = {"packed": "uint8", "scale": "float32", "zero_point": "int16", "input_scale": "float32"}
 TINY = np.float32(2.0**-100)  # a channel whose max|w| is below this counts as all zero
 
 
@@ -48,27 +50,25 @@ class IntWeight(WeightFormat):
     input_scale: object = None
 
     def __post_init__(self):
-        where = "IntWeight"
+        where, put = "IntWeight", lambda name, value: object.__setattr__(self, name, value)
         _supported(where, self.bits, self.group_size)
-        if self.shape is None:
-            object.__setattr__(self, "shape", tuple(int(d) for d in self.packed.shape))
-        n, k = self.shape
-        w = {name: as_numpy(a, where, name) for name, a in self.arrays().items()}
-        expected = {
-            "packed": np.uint8,
-            "scale": np.float32,
-            "zero_point": np.int16,
-            "input_scale": np.float32,
-        }
+        put("bits", int(self.bits))
+        given = {name: getattr(self, name) for name in DTYPES if getattr(self, name) is not None}
+        for name in ("packed", "scale"):
+            if name not in given:
+                raise DTypeError(f"{where}: {name} is None; accepted: an array or tensor of {DTYPES[name]}.")
+        w = {name: as_numpy(a, where, name) for name, a in given.items()}
         for name, a in w.items():
-            if a.dtype != expected[name]:
+            if a.dtype != DTYPES[name] or not hasattr(given[name], "dtype"):
                 raise DTypeError(
-                    f"{where}: {name} has dtype {a.dtype}; accepted: {np.dtype(expected[name])}."
+                    f"{where}: {name} has dtype {a.dtype}; accepted: an array of {DTYPES[name]}."
                 )
-        if len({is_torch(a) for a in self.arrays().values()}) > 1:
+        if len({is_torch(a) for a in given.values()}) > 1:
             raise DTypeError(
-                f"{where}: the arrays mix NumPy and torch; accepted: all of one kind. Use IntWeight.pack."
+                f"{where}: arrays of NumPy and of torch; accepted: one kind. Use IntWeight.pack."
             )
+        n, k = _shape(where, w["packed"].shape if self.shape is None else self.shape)
+        put("shape", (n, k))
         if w["packed"].shape != (n, k):
             raise FormatError(
                 f"{where}: packed has shape {w['packed'].shape}; shape {(n, k)} needs {(n, k)}."
@@ -110,8 +110,10 @@ class IntWeight(WeightFormat):
         """
         where = "IntWeight.quantize"
         _supported(where, bits, group_size)
-        if granularity not in ("channel", "tensor"):
+        if not isinstance(granularity, str) or granularity not in ("channel", "tensor"):
             raise ArgumentError(f"{where}: granularity is {granularity!r}; accepted: 'channel', 'tensor'.")
+        if not isinstance(symmetric, bool | np.bool_):
+            raise ArgumentError(f"{where}: symmetric is {symmetric!r}; accepted: True, False.")
         w = as_float32(W, where, "W")
         if w.ndim != 2:
             raise ArgumentError(
@@ -233,8 +235,18 @@ def _check_scale(where, name, s, n, k):
         raise FormatError(f"{where}: {name}[{bad[0]}, 0] is {s[bad]}; accepted: finite and not negative.")
 
 
+def _shape(where, shape):
+    try:
+        n, k = (operator.index(d) for d in shape)
+        if n >= 0 and k >= 0:
+            return n, k
+    except (TypeError, ValueError):
+        pass
+    raise FormatError(f"{where}: shape is {shape!r}; accepted: (N, K), two counts.")
+
+
 def _supported(where, bits, group_size):
-    if bits != 8:
+    if not isinstance(bits, int | np.integer) or bits != 8:
         raise UnsupportedError(f"{where}: bits is {bits!r}; accepted: 8 (bits 4, 3, 2 come later).")
     if group_size is not None:
         raise UnsupportedError(
