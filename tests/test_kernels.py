@@ -1,4 +1,4 @@
-"""Every kernel of the registry against the reference: bit for bit, on awkward shapes, strides and extreme codes."""
+"""Every kernel of the registry against the reference, bit for bit: awkward shapes, strides, extreme codes."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ import qkernels as qk
 from qkernels import ops, registry
 from qkernels.reference import apply_activation
 
-# M, K, N: empty, one, a lane less, a lane, a lane more, a panel more, primes, tall, wide, more than one register tile
+# M, K, N: empty, one, a lane less, a lane, a lane more, a panel more, primes, tall, wide
 SHAPES = [
     (0, 8, 8),
     (3, 0, 5),
@@ -52,7 +52,7 @@ def weight(rng, n, k, zero_point=False, input_scale=False, per_tensor=False):
 
 
 def poisoned_free_list():
-    """Fill memory that the next results will likely come from, so that an element nobody writes is noticed."""
+    """Fill memory that the next results will likely come from: an element nobody writes is noticed."""
     for size in (64, 1024, 16384, 262144):
         torch.full((size,), float("nan"))
         np.full(size, np.nan)
@@ -64,7 +64,7 @@ def test_every_op_has_every_backend():
         assert names == {("reference", None), *(("cpu", isa) for isa in registry.ISAS)}
 
 
-# ---- matmul_int ----------------------------------------------------------------------------------------------------
+# ---- matmul_int ------------------------------------------------------------------------------------------
 
 
 @rows("matmul_int")
@@ -141,7 +141,7 @@ def test_overflow_is_refused(rng):
         qk.linear_requant(np.zeros((1, 131071), np.int8), small, r, bias=np.array([2**30], np.int32))
 
 
-# ---- requantization --------------------------------------------------------------------------------------------------
+# ---- requantization --------------------------------------------------------------------------------------
 
 ACC = np.array(
     [0, 1, -1, 2, -2, 3, -3, 127, -128, 2**30, -(2**30), 2**31 - 1, -(2**31), 2**24 + 1, -(2**24) - 1],
@@ -204,7 +204,7 @@ def test_linear_requant(kernel, shape, rounding, activation, rng):
             assert expected.max() <= round(6 / 0.11) + 7 and expected.min() >= 7
 
 
-# ---- activation quantization -------------------------------------------------------------------------------------------
+# ---- activation quantization -----------------------------------------------------------------------------
 
 
 def activations(rng, m, k):
@@ -265,7 +265,7 @@ def test_not_finite_is_refused(kernel, quant, bad, rng):
                 kernel(x, INPUT_QUANTS[quant](np.ones(k, np.float32)))
 
 
-# ---- linear ------------------------------------------------------------------------------------------------------------
+# ---- linear ----------------------------------------------------------------------------------------------
 
 
 @rows("linear")

@@ -46,7 +46,7 @@ class PackedInt8 {
 };
 
 struct RequantArrays {
-    Address multiplier, shift, scale;   // n values each, already one per channel
+    Address multiplier, shift, scale;  // n values each, already one per channel
     int rounding, zero_point, lo, hi;
 
     qk::Epilogue epilogue() const {
@@ -76,22 +76,24 @@ void bind_int8(py::module_& m) {
 
     py::class_<PackedInt8>(m, "PackedInt8", "A checked view of a prepacked int8 weight.")
         .def(py::init<Address, int64_t, py::object>(), py::arg("data"), py::arg("bytes"), py::arg("owner"))
-        .def_property_readonly("shape", [](const PackedInt8& p) {
-            return py::make_tuple(p.view().header->n, p.view().header->k);
-        })
-        .def_property_readonly("has_zero_point", [](const PackedInt8& p) { return p.view().header->has_zero_point != 0; })
-        .def_property_readonly("has_input_scale", [](const PackedInt8& p) { return p.view().header->has_input_scale != 0; })
+        .def_property_readonly(
+            "shape", [](const PackedInt8& p) { return py::make_tuple(p.view().header->n, p.view().header->k); })
+        .def_property_readonly("has_zero_point",
+                               [](const PackedInt8& p) { return p.view().header->has_zero_point != 0; })
+        .def_property_readonly("has_input_scale",
+                               [](const PackedInt8& p) { return p.view().header->has_input_scale != 0; })
         // x (m, k) codes, row pitch ldx -> out (m, n) int32, contiguous
-        .def("matmul", [](const PackedInt8& p, int isa, Address x, bool is_signed, int64_t m, int64_t ldx, int x_zero,
-                          Address out, int threads) {
-            const qk::Kernels& kernels = checked_isa(isa);
-            py::gil_scoped_release release;
-            qk::Epilogue e;
-            e.out = pointer<void>(out);
-            e.ldo = p.view().header->n;
-            qk::int8_gemm_codes(kernels, pointer<uint8_t>(x), is_signed, m, ldx, x_zero, p.view(), e,
-                                kernels.store_i32, threads);
-        })
+        .def("matmul",
+             [](const PackedInt8& p, int isa, Address x, bool is_signed, int64_t m, int64_t ldx, int x_zero,
+                Address out, int threads) {
+                 const qk::Kernels& kernels = checked_isa(isa);
+                 py::gil_scoped_release release;
+                 qk::Epilogue e;
+                 e.out = pointer<void>(out);
+                 e.ldo = p.view().header->n;
+                 qk::int8_gemm_codes(kernels, pointer<uint8_t>(x), is_signed, m, ldx, x_zero, p.view(), e,
+                                     kernels.store_i32, threads);
+             })
         .def("matmul_requant", [](const PackedInt8& p, int isa, Address x, bool is_signed, int64_t m, int64_t ldx,
                                   int x_zero, const RequantArrays& r, Address bias, Address out, int threads) {
             const qk::Kernels& kernels = checked_isa(isa);
@@ -119,16 +121,20 @@ void bind_int8(py::module_& m) {
     py::class_<LinearInt8>(m, "LinearInt8", "linear(x, int8 weight) with quantized activations, ready to run.")
         .def(py::init([](py::object packed, int isa, int mode, bool is_signed, float scale, int zero_point, int x_type,
                          int out_type, int activation) {
-                 const auto& p = packed.cast<const PackedInt8&>();
-                 if (mode < 0 || mode > 3 || x_type < 0 || x_type > 2 || out_type < 0 || out_type > 2 || activation < 0 ||
-                     activation > 4)
-                     throw std::invalid_argument("LinearInt8: a mode, dtype or activation number is out of range");
-                 if (static_cast<qk::InputMode>(mode) == qk::InputMode::channel && !p.view().header->has_input_scale)
-                     throw std::invalid_argument("LinearInt8: per-channel activations need a weight with input_scale");
-                 return LinearInt8{&p, packed, &checked_isa(isa),
-                                   {static_cast<qk::InputMode>(mode), is_signed, scale, zero_point},
-                                   static_cast<qk::DType>(x_type), out_type, static_cast<qk::Activation>(activation)};
-             }))
+            const auto& p = packed.cast<const PackedInt8&>();
+            if (mode < 0 || mode > 3 || x_type < 0 || x_type > 2 || out_type < 0 || out_type > 2 || activation < 0 ||
+                activation > 4)
+                throw std::invalid_argument("LinearInt8: a mode, dtype or activation number is out of range");
+            if (static_cast<qk::InputMode>(mode) == qk::InputMode::channel && !p.view().header->has_input_scale)
+                throw std::invalid_argument("LinearInt8: per-channel activations need a weight with input_scale");
+            return LinearInt8{&p,
+                              packed,
+                              &checked_isa(isa),
+                              {static_cast<qk::InputMode>(mode), is_signed, scale, zero_point},
+                              static_cast<qk::DType>(x_type),
+                              out_type,
+                              static_cast<qk::Activation>(activation)};
+        }))
         // Returns the number of a row with a non-finite value, or -1.
         .def("run", [](const LinearInt8& l, Address x, int64_t m, int64_t ldx, Address bias, Address out, int threads) {
             py::gil_scoped_release release;
@@ -147,10 +153,11 @@ void bind_int8(py::module_& m) {
 
 void bind_elementwise(py::module_& m) {
     py::class_<RequantArrays>(m, "RequantArrays")
-        .def(py::init([](Address multiplier, Address shift, Address scale, int rounding, int zero_point, int lo, int hi) {
-            if (rounding < 0 || rounding > 2) throw std::invalid_argument("RequantArrays: rounding is 0, 1 or 2");
-            return RequantArrays{multiplier, shift, scale, rounding, zero_point, lo, hi};
-        }));
+        .def(py::init(
+            [](Address multiplier, Address shift, Address scale, int rounding, int zero_point, int lo, int hi) {
+                if (rounding < 0 || rounding > 2) throw std::invalid_argument("RequantArrays: rounding is 0, 1 or 2");
+                return RequantArrays{multiplier, shift, scale, rounding, zero_point, lo, hi};
+            }));
     m.def("requantize", [](int isa, Address acc, int64_t rows, int64_t n, int64_t ld_acc, const RequantArrays& r,
                            Address out, int threads) {
         const qk::Kernels& kernels = checked_isa(isa);
@@ -158,19 +165,21 @@ void bind_elementwise(py::module_& m) {
         qk::Epilogue e = r.epilogue();
         e.out = pointer<void>(out);
         e.ldo = n;
-        qk::requantize(kernels, pointer<int32_t>(acc), rows, n, ld_acc, e, static_cast<qk::Rounding>(r.rounding), threads);
+        qk::requantize(kernels, pointer<int32_t>(acc), rows, n, ld_acc, e, static_cast<qk::Rounding>(r.rounding),
+                       threads);
     });
-    m.def("quantize_activations", [](int isa, Address x, int x_type, int64_t rows, int64_t k, int64_t ldx, int mode,
-                                     bool is_signed, float scale, int zero_point, Address inv_k, Address codes,
-                                     Address scales, int threads) {
-        const qk::Kernels& kernels = checked_isa(isa);
-        if (x_type < 0 || x_type > 2 || mode < 0 || mode > 3 || (mode == 3 && inv_k == 0))
-            throw std::invalid_argument("quantize_activations: a mode or dtype number is out of range");
-        py::gil_scoped_release release;
-        return qk::quantize_activations(kernels, pointer<void>(x), static_cast<qk::DType>(x_type), rows, k, ldx,
-                                        {static_cast<qk::InputMode>(mode), is_signed, scale, zero_point},
-                                        pointer<float>(inv_k), pointer<uint8_t>(codes), pointer<float>(scales), threads);
-    });
+    m.def("quantize_activations",
+          [](int isa, Address x, int x_type, int64_t rows, int64_t k, int64_t ldx, int mode, bool is_signed,
+             float scale, int zero_point, Address inv_k, Address codes, Address scales, int threads) {
+              const qk::Kernels& kernels = checked_isa(isa);
+              if (x_type < 0 || x_type > 2 || mode < 0 || mode > 3 || (mode == 3 && inv_k == 0))
+                  throw std::invalid_argument("quantize_activations: a mode or dtype number is out of range");
+              py::gil_scoped_release release;
+              return qk::quantize_activations(kernels, pointer<void>(x), static_cast<qk::DType>(x_type), rows, k, ldx,
+                                              {static_cast<qk::InputMode>(mode), is_signed, scale, zero_point},
+                                              pointer<float>(inv_k), pointer<uint8_t>(codes), pointer<float>(scales),
+                                              threads);
+          });
 }
 
 void bind_machine(py::module_& m) {
@@ -183,18 +192,23 @@ void bind_machine(py::module_& m) {
         return d;
     });
     m.def("best_isa", [] { return static_cast<int>(qk::best_isa()); });
-    m.def("peak_names", [] {   // in the order of their numbers; those this machine can run
-        static const char* names[] = {"int8 avx512vnni", "int8 avx2", "bf16 avx512", "fp32 avx512", "fp32 avx2", "binary avx512"};
+    m.def("peak_names", [] {  // in the order of their numbers; those this machine can run
+        static const char* names[] = {"int8 avx512vnni", "int8 avx2", "bf16 avx512",
+                                      "fp32 avx512",     "fp32 avx2", "binary avx512"};
         py::dict d;
         for (int i = 0; i < static_cast<int>(qk::Peak::kCount); ++i)
             if (qk::peak_supported(static_cast<qk::Peak>(i))) d[names[i]] = i;
         return d;
     });
-    m.def("measure_peak", [](int kind, int threads, double milliseconds) {
-        if (kind < 0 || kind >= static_cast<int>(qk::Peak::kCount)) throw std::invalid_argument("measure_peak: unknown kind");
-        py::gil_scoped_release release;
-        return qk::measure_peak(static_cast<qk::Peak>(kind), threads, milliseconds);
-    }, py::arg("kind"), py::arg("threads") = 1, py::arg("milliseconds") = 50.0);
+    m.def(
+        "measure_peak",
+        [](int kind, int threads, double milliseconds) {
+            if (kind < 0 || kind >= static_cast<int>(qk::Peak::kCount))
+                throw std::invalid_argument("measure_peak: unknown kind");
+            py::gil_scoped_release release;
+            return qk::measure_peak(static_cast<qk::Peak>(kind), threads, milliseconds);
+        },
+        py::arg("kind"), py::arg("threads") = 1, py::arg("milliseconds") = 50.0);
     m.def("measure_read_bandwidth", &qk::measure_read_bandwidth, py::arg("bytes"), py::arg("threads") = 1,
           py::arg("repeats") = 5, py::call_guard<py::gil_scoped_release>());
     m.def("measure_fork_join", &qk::measure_fork_join, py::arg("threads"), py::arg("repeats") = 1000,

@@ -17,15 +17,15 @@
 
 namespace qk {
 
-inline constexpr int kPanelN = 64;                    // output channels in a panel
-inline constexpr int kStepK = 4;                      // products in one lane of a dot-product instruction
-inline constexpr int kStepBytes = kPanelN * kStepK;   // bytes of a panel in one k step
+inline constexpr int kPanelN = 64;                   // output channels in a panel
+inline constexpr int kStepK = 4;                     // products in one lane of a dot-product instruction
+inline constexpr int kStepBytes = kPanelN * kStepK;  // bytes of a panel in one k step
 inline constexpr uint64_t kInt8Magic = 0x31384b51696e7401ull;
 
 struct Int8Header {
     uint64_t magic;
-    int64_t n, k;           // logical shape
-    int64_t n_pad, k_pad;   // multiples of kPanelN and kStepK
+    int64_t n, k;          // logical shape
+    int64_t n_pad, k_pad;  // multiples of kPanelN and kStepK
     int64_t has_zero_point, has_input_scale;
     int64_t total_bytes;
     int64_t init128, colsum, zero_point, scale, inv_input, panels;  // byte offsets
@@ -71,10 +71,9 @@ struct Int8View {
         if (h.magic != kInt8Magic || h.n < 0 || h.k < 0 || h.n > (int64_t{1} << 40) || h.k > 131071) return false;
         if ((h.has_zero_point | h.has_input_scale) & ~int64_t{1}) return false;
         const Int8Header want = int8_layout(h.n, h.k, h.has_zero_point, h.has_input_scale);
-        return h.n_pad == want.n_pad && h.k_pad == want.k_pad && h.init128 == want.init128 &&
-               h.colsum == want.colsum && h.zero_point == want.zero_point && h.scale == want.scale &&
-               h.inv_input == want.inv_input && h.panels == want.panels && h.total_bytes == want.total_bytes &&
-               want.total_bytes <= bytes;
+        return h.n_pad == want.n_pad && h.k_pad == want.k_pad && h.init128 == want.init128 && h.colsum == want.colsum &&
+               h.zero_point == want.zero_point && h.scale == want.scale && h.inv_input == want.inv_input &&
+               h.panels == want.panels && h.total_bytes == want.total_bytes && want.total_bytes <= bytes;
     }
     explicit Int8View(const void* data)
         : header(static_cast<const Int8Header*>(data)), base(static_cast<const char*>(data)) {}

@@ -11,9 +11,9 @@ inline simd::f32v exp_nonpositive(simd::f32v x) {
     using namespace simd;
     x = max(x, set1(-87.0f));
     const f32v n = rint(mul(x, set1(1.44269504f)));
-    f32v r = sub(x, mul(n, set1(0.693359375f)));           // ln 2 in two parts: n * 0.693359375 is exact
+    f32v r = sub(x, mul(n, set1(0.693359375f)));  // ln 2 in two parts: n * 0.693359375 is exact
     r = sub(r, mul(n, set1(-2.12194440e-4f)));
-    f32v p = set1(1.9875691500e-4f);                       // minimax on [-ln2/2, ln2/2] (Cephes expf)
+    f32v p = set1(1.9875691500e-4f);  // minimax on [-ln2/2, ln2/2] (Cephes expf)
     p = add(mul(p, r), set1(1.3981999507e-3f));
     p = add(mul(p, r), set1(8.3334519073e-3f));
     p = add(mul(p, r), set1(4.1665795894e-2f));
@@ -47,7 +47,7 @@ inline simd::f32v silu(simd::f32v x) {
 
 inline simd::f32v activate(simd::f32v x, qk::Activation kind) {
     using namespace simd;
-    switch (kind) {   // max(0, x) in this order keeps a NaN, as torch does: the second operand wins
+    switch (kind) {  // max(0, x) in this order keeps a NaN, as torch does: the second operand wins
         case qk::Activation::none: return x;
         case qk::Activation::relu: return max(set1(0.0f), x);
         case qk::Activation::relu6: return min(set1(6.0f), max(set1(0.0f), x));

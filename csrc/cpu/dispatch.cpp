@@ -42,9 +42,7 @@ bool supported(Isa isa) {
     return false;
 }
 
-Isa best_isa() {
-    return supported(Isa::avx512vnni) ? Isa::avx512vnni : supported(Isa::avx2) ? Isa::avx2 : Isa::scalar;
-}
+Isa best_isa() { return supported(Isa::avx512vnni) ? Isa::avx512vnni : supported(Isa::avx2) ? Isa::avx2 : Isa::scalar; }
 
 const Kernels& kernels(Isa isa) {
     switch (isa) {

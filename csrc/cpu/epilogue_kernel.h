@@ -31,8 +31,9 @@ inline void store_i32(const qk::Epilogue& e, const int32_t* tile, int64_t m0, in
     for (int r = 0; r < rows; ++r) {
         const int32_t* row = tile + r * qk::kPanelN;
         int32_t* out = static_cast<int32_t*>(e.out) + (m0 + r) * e.ldo + n0;
-        for_lanes(cols, [&](int c) { store(out + c, load(row + c)); },
-                  [&](int c, int n) { store(out + c, load(row + c), n); });
+        for_lanes(
+            cols, [&](int c) { store(out + c, load(row + c)); },
+            [&](int c, int n) { store(out + c, load(row + c), n); });
     }
 }
 
@@ -79,8 +80,9 @@ void store_byte(const qk::Epilogue& e, const int32_t* tile, int64_t m0, int rows
             }
             return requant<R>(acc, q);
         };
-        for_lanes(cols, [&](int c) { store_bytes(out + c, lanes(c, LANES)); },
-                  [&](int c, int n) { store_bytes(out + c, lanes(c, n), n); });
+        for_lanes(
+            cols, [&](int c) { store_bytes(out + c, lanes(c, LANES)); },
+            [&](int c, int n) { store_bytes(out + c, lanes(c, n), n); });
     }
 }
 

@@ -20,18 +20,18 @@ namespace qk {
 
 namespace {
 
-constexpr int64_t kBlockK = 8192;           // 512 KB of a panel
-constexpr int64_t kSuperRows = 4 << 20;     // bytes of codes that one pass over the weight serves
-constexpr int64_t kRowBytes = 512 << 10;    // codes that stay in L2 beside two panels
-constexpr int64_t kTileRows = 192;          // rows whose partial sums are kept while k advances in blocks
-constexpr int64_t kPrefetchBytes = 1 << 20; // smaller weights sit in L2 (outputs: half), where it costs load slots
+constexpr int64_t kBlockK = 8192;            // 512 KB of a panel
+constexpr int64_t kSuperRows = 4 << 20;      // bytes of codes that one pass over the weight serves
+constexpr int64_t kRowBytes = 512 << 10;     // codes that stay in L2 beside two panels
+constexpr int64_t kTileRows = 192;           // rows whose partial sums are kept while k advances in blocks
+constexpr int64_t kPrefetchBytes = 1 << 20;  // smaller weights sit in L2 (outputs: half), where it costs load slots
 
 struct Problem {
     const Kernels& isa;
     const uint8_t* a;
     int64_t lda, m;
     const Int8View& w;
-    const int32_t* init;      // [n_pad]
+    const int32_t* init;  // [n_pad]
     Epilogue epilogue;
     EpilogueFn store;
     bool patch;
@@ -53,7 +53,7 @@ void run_panel(const Problem& p, int64_t panel, int64_t row_begin, int64_t row_e
     const int64_t groups = ceil_div(row_end - row_begin, p.isa.mr);
     const bool ahead = n0 + kPanelN < h.n_pad && h.n_pad * h.k_pad > kPrefetchBytes;
     const char* next = reinterpret_cast<const char*>(p.w.panel(panel + 1));
-    const int lines = ahead ? static_cast<int>(ceil_div(16, groups)) : 0;   // 16 lines are four k steps
+    const int lines = ahead ? static_cast<int>(ceil_div(16, groups)) : 0;  // 16 lines are four k steps
     const bool outputs = p.m * h.n * p.epilogue.out_bytes > kPrefetchBytes / 2;
     alignas(64) int32_t tiles[kTileRows * kPanelN];
 
@@ -61,14 +61,14 @@ void run_panel(const Problem& p, int64_t panel, int64_t row_begin, int64_t row_e
     for (int64_t b = 0; b < blocks; ++b) {
         const int64_t k0 = b * block, k_steps = std::min(block, steps - k0);
         int64_t row = row_begin;
-        for (int64_t g = 0; g < groups; ++g) {   // groups of even size: 16 rows are 6 + 5 + 5, not 6 + 6 + 4
+        for (int64_t g = 0; g < groups; ++g) {  // groups of even size: 16 rows are 6 + 5 + 5, not 6 + 6 + 4
             const int rows = static_cast<int>((row_end - row + groups - g - 1) / (groups - g));
             int32_t* tile = tiles + (blocks > 1 ? (row - row_begin) * kPanelN : 0);
             const bool prefetching = (g + 1) * lines <= 16;
             if (outputs && b == 0) prefetch_output(p.epilogue, row, rows, n0, cols);
             p.isa.micro[rows](p.a + row * p.lda + k0 * kStepK, p.lda, p.w.panel(panel) + k0 * kStepBytes, k_steps,
-                              b == 0 ? p.init + n0 : nullptr, tile,
-                              next + (k0 * 4 + g * lines * (k_steps / 4)) * 64, prefetching ? lines : 0);
+                              b == 0 ? p.init + n0 : nullptr, tile, next + (k0 * 4 + g * lines * (k_steps / 4)) * 64,
+                              prefetching ? lines : 0);
             if (b == blocks - 1) {
                 if (p.patch) p.isa.patch_zero_point(p.epilogue, tile, row, rows, n0);
                 p.store(p.epilogue, tile, row, rows, n0, cols);
@@ -86,7 +86,8 @@ struct Split {
 Split split_work(const Int8Header& h, int64_t m, int threads) {
     Split s{h.n_pad / kPanelN, 1, m};
     if (threads > 1 && s.panels < 4 * threads)
-        s.chunks = std::clamp<int64_t>(ceil_div(4 * threads, std::max<int64_t>(s.panels, 1)), 1, std::max<int64_t>(m / 12, 1));
+        s.chunks =
+            std::clamp<int64_t>(ceil_div(4 * threads, std::max<int64_t>(s.panels, 1)), 1, std::max<int64_t>(m / 12, 1));
     if (m * h.k_pad > kRowBytes) s.chunks = std::max(s.chunks, ceil_div(m * h.k_pad, kRowBytes));
     if (h.k_pad > kBlockK) s.chunks = std::max(s.chunks, ceil_div(m, kTileRows));
     s.chunk_rows = ceil_div(m, s.chunks);
@@ -129,7 +130,7 @@ void finish_row(const Kernels& isa, const Int8Header& h, uint8_t* codes, int32_t
     if (sum != nullptr) *sum = isa.sum_codes(codes, h.k);
 }
 
-Epilogue below(Epilogue e, int64_t rows) {   // the same output, `rows` further down
+Epilogue below(Epilogue e, int64_t rows) {  // the same output, `rows` further down
     e.out = static_cast<char*>(e.out) + rows * e.ldo * e.out_bytes;
     return e;
 }
@@ -252,7 +253,7 @@ int64_t int8_gemm_float(const Kernels& isa, const void* x, DType x_type, int64_t
         };
         const Problem p{isa, codes, lda, rows, w, init, below(epilogue, row0), store, patch};
         const Split s = split_work(h, rows, threads);
-        const bool together = threads > 1 && rows * h.k > (16 << 10);   // else one thread is done before two meet
+        const bool together = threads > 1 && rows * h.k > (16 << 10);  // else one thread is done before two meet
         if (!together) quantize(0, rows);
         if (threads == 1) {
             for (int64_t u = 0; u < s.units(); ++u) run_unit(p, s, u);

@@ -15,7 +15,7 @@ namespace {
 
 // A decoder turns one k step of a panel into operands of dot4. int8 is stored as it is multiplied.
 struct Int8Decoder {
-    static constexpr int kBytes = qk::kStepBytes;   // of a panel, per k step
+    static constexpr int kBytes = qk::kStepBytes;  // of a panel, per k step
     static simd::wvec load(const int8_t* step, int channel) { return simd::load_w(step + channel * qk::kStepK); }
 };
 
@@ -54,7 +54,7 @@ void micro(const uint8_t* a, int64_t lda, const int8_t* panel, int64_t k_steps, 
             x += qk::kStepK;
         };
         int64_t k = k_steps;
-        for (; k >= 4; k -= 4) {   // the next panel trickles in: a burst would fill the line buffers that loads need
+        for (; k >= 4; k -= 4) {  // the next panel trickles in: a burst would fill the line buffers that loads need
             for (int i = 0; i < lines; ++i, ahead += 64) prefetch(ahead);
             unroll<4>([&](auto) [[gnu::always_inline]] { advance(); });
         }

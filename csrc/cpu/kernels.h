@@ -8,7 +8,7 @@ namespace qk {
 
 enum class Isa : int { scalar = 0, avx2 = 1, avx512vnni = 2 };
 inline constexpr int kIsaCount = 3;
-inline constexpr int kMaxMr = 8;        // upper bound of rows in a register tile over all ISAs
+inline constexpr int kMaxMr = 8;  // upper bound of rows in a register tile over all ISAs
 
 // tile[r][0..64) = start + sum over k of a[r][k] * panel[k], r < MR.   a: codes as u8, lda bytes between rows.
 // start is init[0..64) for every row, or the tile's own content when init is null (a later block of k).
@@ -19,19 +19,19 @@ using MicroFn = void (*)(const uint8_t* a, int64_t lda, const int8_t* panel, int
 // Everything an epilogue may need; a tile never knows which of it is used.
 struct Epilogue {
     void* out = nullptr;
-    int64_t ldo = 0;                        // elements between rows of out
-    int out_bytes = 4;                      // of an element
+    int64_t ldo = 0;    // elements between rows of out
+    int out_bytes = 4;  // of an element
     // float out: ((float(acc) * w_scale[n]) * x_scale[m]) + bias[n], each step rounded to float32, then activation
     const float* w_scale = nullptr;
-    const float* x_scale = nullptr;         // null: 1 (SPIQ: the scale is inside the weight)
-    int64_t x_scale_step = 0;               // 0: one for all rows, 1: one a row
+    const float* x_scale = nullptr;  // null: 1 (SPIQ: the scale is inside the weight)
+    int64_t x_scale_step = 0;        // 0: one for all rows, 1: one a row
     const float* bias = nullptr;
     Activation activation = Activation::none;
     // int8 / uint8 out: requant(acc + bias_i32[n]) + out_zero, clamped to [lo, hi]
     const int32_t* bias_i32 = nullptr;
-    const int32_t* multiplier = nullptr;    // [n]
-    const int32_t* shift = nullptr;         // [n]
-    const float* requant_scale = nullptr;   // [n], rounding float_
+    const int32_t* multiplier = nullptr;   // [n]
+    const int32_t* shift = nullptr;        // [n]
+    const float* requant_scale = nullptr;  // [n], rounding float_
     int32_t out_zero = 0, lo = -128, hi = 127;
     // rank-one patch of asymmetric weights: acc -= w_zero[n] * x_sum[m]
     const int32_t* w_zero = nullptr;
@@ -46,11 +46,11 @@ using PatchFn = void (*)(const Epilogue& e, int32_t* tile, int64_t m0, int rows,
 // How one row of floats becomes codes: out[k] = clip(rint(x[k] * inv[k]) + zero) ^ flip, clipped to int8 or uint8.
 struct QuantizeRow {
     float inv = 1.0f;
-    const float* inv_k = nullptr;   // per channel (SPIQ) instead of inv
+    const float* inv_k = nullptr;  // per channel (SPIQ) instead of inv
     int16_t zero = 0;
     bool is_signed = true;
-    uint8_t flip = 0;               // 0x80 stores int8 codes as code + 128, as the integer core wants them
-    bool check = true;              // report the largest |x|; without it, |x * inv| must be below 2^30
+    uint8_t flip = 0;   // 0x80 stores int8 codes as code + 128, as the integer core wants them
+    bool check = true;  // report the largest |x|; without it, |x * inv| must be below 2^30
 };
 // Largest bit pattern of |x|: float order, and >= 0x7f800000 exactly where something is not finite.
 using AmaxFn = uint32_t (*)(const void* x, int64_t k);
@@ -61,13 +61,13 @@ using SumCodesFn = int32_t (*)(const uint8_t* x, int64_t k);
 
 struct Kernels {
     const char* name;
-    int mr;                        // rows of the largest register tile
-    MicroFn micro[kMaxMr + 1];     // [r] computes r rows
+    int mr;                     // rows of the largest register tile
+    MicroFn micro[kMaxMr + 1];  // [r] computes r rows
     PatchFn patch_zero_point;
     EpilogueFn store_i32;
-    EpilogueFn store_float[3];     // by DType f32, bf16, f16
-    EpilogueFn store_byte[3];      // by Rounding
-    AmaxFn amax[3];                // by DType
+    EpilogueFn store_float[3];  // by DType f32, bf16, f16
+    EpilogueFn store_byte[3];   // by Rounding
+    AmaxFn amax[3];             // by DType
     QuantizeFn quantize[3];
     FlipCodesFn flip_codes;
     SumCodesFn sum_codes;
@@ -79,7 +79,7 @@ const Kernels& kernels_avx512vnni();
 
 // dispatch.cpp
 const Kernels& kernels(Isa isa);
-bool supported(Isa isa);           // CPUID and the operating system's saved state
+bool supported(Isa isa);  // CPUID and the operating system's saved state
 Isa best_isa();
 
 }  // namespace qk

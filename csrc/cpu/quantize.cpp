@@ -87,8 +87,8 @@ int64_t quantize_activations(const Kernels& isa, const void* x, DType x_type, in
     }
     std::atomic<int64_t> bad{-1};
     parallel_for(threads, m, [&](int64_t row) {
-        const int64_t found = quantize_rows(isa, x, x_type, k, ldx, row, row + 1, q, inv_k, tensor_bits.load(), 0,
-                                            codes, k, scales);
+        const int64_t found =
+            quantize_rows(isa, x, x_type, k, ldx, row, row + 1, q, inv_k, tensor_bits.load(), 0, codes, k, scales);
         if (found >= 0) keep_first(bad, found);
     });
     if (m == 0 && q.mode == InputMode::static_tensor) scales[0] = q.scale;

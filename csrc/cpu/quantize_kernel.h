@@ -11,7 +11,7 @@ template <class T>
 uint32_t amax(const void* data, int64_t k) {
     using namespace simd;
     const T* x = static_cast<const T*>(data);
-    i32v m0 = seti(0), m1 = m0, m2 = m0, m3 = m0;   // four chains hide the latency of the maximum
+    i32v m0 = seti(0), m1 = m0, m2 = m0, m3 = m0;  // four chains hide the latency of the maximum
     int64_t i = 0;
     for (; i + 4 * LANES <= k; i += 4 * LANES) {
         m0 = maxu(m0, abs_bits(load(x + i)));

@@ -14,7 +14,7 @@ struct RequantLanes {
 inline simd::i64v single_half(simd::i64v acc, simd::i64v m, simd::i64v shift, simd::i64v zero) {
     using namespace simd;
     const i64v t = add64(shift, set64(31));
-    const i64v half = sll64(set64(1), sub64(t, set64(1)));   // t = 0 shifts by 2^64 - 1, which gives 0
+    const i64v half = sll64(set64(1), sub64(t, set64(1)));  // t = 0 shifts by 2^64 - 1, which gives 0
     return add64(sra64(add64(mul32(acc, m), half), t), zero);
 }
 
@@ -26,7 +26,7 @@ inline simd::i64v double_half(simd::i64v acc, simd::i64v m, simd::i64v shift, si
     const i64v high = sra64(add64(mul32(a, m), set64(int64_t{1} << 30)), set64(31));
     const i64v right = max64(shift, none);
     const i64v mask = sub64(sll64(set64(1), right), set64(1));
-    const i64v threshold = sub64(sra64(mask, set64(1)), negative_mask(high));   // the mask is -1 where negative
+    const i64v threshold = sub64(sra64(mask, set64(1)), negative_mask(high));  // the mask is -1 where negative
     return add64(add64(sra64(high, right), greater_one(and64(high, mask), threshold)), zero);
 }
 

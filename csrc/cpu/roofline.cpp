@@ -19,18 +19,18 @@ namespace qk {
 
 namespace {
 
-double now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-#define QK_CLOBBER "rcx", "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", \
-                   "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15"
-#define QK_16(f) f("0") f("1") f("2") f("3") f("4") f("5") f("6") f("7") f("8") f("9") f("10") f("11") \
-                 f("12") f("13") f("14") f("15")
+#define QK_CLOBBER                                                                                                 \
+    "rcx", "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", \
+        "xmm12", "xmm13", "xmm14", "xmm15"
+#define QK_16(f)                                                                                                  \
+    f("0") f("1") f("2") f("3") f("4") f("5") f("6") f("7") f("8") f("9") f("10") f("11") f("12") f("13") f("14") \
+        f("15")
 #define QK_8(f) f("0") f("1") f("2") f("3") f("4") f("5") f("6") f("7")
 // The operands never change and start at zero: no denormals, no power-hungry toggling beyond real use.
-#define QK_LOOP(name, zero, body)                                                                          \
-    void name(int64_t n) {                                                                                 \
+#define QK_LOOP(name, zero, body)                                                                                    \
+    void name(int64_t n) {                                                                                           \
         __asm__ volatile(zero "mov %0, %%rcx\n1:\n" body "dec %%rcx\njnz 1b\nvzeroupper\n" : : "r"(n) : QK_CLOBBER); \
     }
 #define QK_ZERO(r) "vpxor %%xmm" r ", %%xmm" r ", %%xmm" r "\n"
@@ -39,12 +39,17 @@ double now() {
 #define QK_FMA512(r) "vfmadd231ps %%zmm31, %%zmm30, %%zmm" r "\n"
 #define QK_FMA256(r) "vfmadd231ps %%ymm15, %%ymm14, %%ymm" r "\n"
 #define QK_MADD(r) "vpmaddwd %%ymm15, %%ymm14, %%ymm13\nvpaddd %%ymm13, %%ymm" r ", %%ymm" r "\n"
-#define QK_POP(r) "vpxorq %%zmm31, %%zmm30, %%zmm16\nvpopcntq %%zmm16, %%zmm17\nvpaddq %%zmm17, %%zmm" r ", %%zmm" r "\n"
+#define QK_POP(r) \
+    "vpxorq %%zmm31, %%zmm30, %%zmm16\nvpopcntq %%zmm16, %%zmm17\nvpaddq %%zmm17, %%zmm" r ", %%zmm" r "\n"
 
-QK_LOOP(loop_dpbusd, QK_16(QK_ZERO) "vpxorq %%zmm30, %%zmm30, %%zmm30\nvpxorq %%zmm31, %%zmm31, %%zmm31\n", QK_16(QK_DPBUSD))
-QK_LOOP(loop_dpbf16, QK_16(QK_ZERO) "vpxorq %%zmm30, %%zmm30, %%zmm30\nvpxorq %%zmm31, %%zmm31, %%zmm31\n", QK_16(QK_DPBF16))
-QK_LOOP(loop_fma512, QK_16(QK_ZERO) "vpxorq %%zmm30, %%zmm30, %%zmm30\nvpxorq %%zmm31, %%zmm31, %%zmm31\n", QK_16(QK_FMA512))
-QK_LOOP(loop_pop512, QK_16(QK_ZERO) "vpxorq %%zmm30, %%zmm30, %%zmm30\nvpxorq %%zmm31, %%zmm31, %%zmm31\n", QK_16(QK_POP))
+QK_LOOP(loop_dpbusd, QK_16(QK_ZERO) "vpxorq %%zmm30, %%zmm30, %%zmm30\nvpxorq %%zmm31, %%zmm31, %%zmm31\n",
+        QK_16(QK_DPBUSD))
+QK_LOOP(loop_dpbf16, QK_16(QK_ZERO) "vpxorq %%zmm30, %%zmm30, %%zmm30\nvpxorq %%zmm31, %%zmm31, %%zmm31\n",
+        QK_16(QK_DPBF16))
+QK_LOOP(loop_fma512, QK_16(QK_ZERO) "vpxorq %%zmm30, %%zmm30, %%zmm30\nvpxorq %%zmm31, %%zmm31, %%zmm31\n",
+        QK_16(QK_FMA512))
+QK_LOOP(loop_pop512, QK_16(QK_ZERO) "vpxorq %%zmm30, %%zmm30, %%zmm30\nvpxorq %%zmm31, %%zmm31, %%zmm31\n",
+        QK_16(QK_POP))
 // Twelve chains of FMA: two pipes with a latency of four or five, and registers 14 and 15 hold the operands
 #define QK_12(f) f("0") f("1") f("2") f("3") f("4") f("5") f("6") f("7") f("8") f("9") f("10") f("11")
 QK_LOOP(loop_fma256, QK_16(QK_ZERO), QK_12(QK_FMA256))
@@ -52,7 +57,7 @@ QK_LOOP(loop_madd256, QK_16(QK_ZERO), QK_8(QK_MADD))
 
 struct Loop {
     void (*run)(int64_t);
-    double macs;   // multiply-accumulates in one trip
+    double macs;  // multiply-accumulates in one trip
 };
 constexpr Loop kLoops[] = {
     {loop_dpbusd, 16 * 64.0}, {loop_madd256, 8 * 16.0}, {loop_dpbf16, 16 * 32.0},
@@ -107,7 +112,7 @@ double measure_peak(Peak kind, int threads, double milliseconds) {
     const Loop& loop = kLoops[static_cast<int>(kind)];
     std::vector<double> rates(std::max(threads, 1), 0.0);
     on_threads(threads, [&](int thread) {
-        constexpr int64_t kTrips = 2000;   // a few microseconds
+        constexpr int64_t kTrips = 2000;  // a few microseconds
         int64_t trips = 0;
         const double start = now();
         double elapsed = 0;
@@ -131,7 +136,7 @@ double measure_read_bandwidth(int64_t bytes, int threads, int repeats) {
     auto* read = supported(Isa::avx512vnni) ? read_block512 : read_block;
     double best = 0.0;
     std::atomic<int64_t> sink{0};
-    on_threads(threads, [&](int t) { std::memset(data + t * part, 1, part); });   // first touch by the reader
+    on_threads(threads, [&](int t) { std::memset(data + t * part, 1, part); });  // first touch by the reader
     for (int r = 0; r < repeats; ++r) {
         const double start = now();
         on_threads(threads, [&](int t) { sink += read(data + t * part, part); });
@@ -158,9 +163,10 @@ double core_ghz() {
     int64_t x = 1;
     const double start = now();
     for (int64_t i = 0; i < kAdds; i += 8)
-        __asm__ volatile("add %1, %0\nadd %1, %0\nadd %1, %0\nadd %1, %0\nadd %1, %0\nadd %1, %0\nadd %1, %0\nadd %1, %0"
-                         : "+r"(x)
-                         : "r"(i));
+        __asm__ volatile(
+            "add %1, %0\nadd %1, %0\nadd %1, %0\nadd %1, %0\nadd %1, %0\nadd %1, %0\nadd %1, %0\nadd %1, %0"
+            : "+r"(x)
+            : "r"(i));
     return kAdds / (now() - start) * 1e-9;
 }
 

@@ -5,7 +5,15 @@
 
 namespace qk {
 
-enum class Peak : int { int8_avx512vnni = 0, int8_avx2 = 1, bf16_avx512 = 2, fp32_avx512 = 3, fp32_avx2 = 4, binary_avx512 = 5, kCount = 6 };
+enum class Peak : int {
+    int8_avx512vnni = 0,
+    int8_avx2 = 1,
+    bf16_avx512 = 2,
+    fp32_avx512 = 3,
+    fp32_avx2 = 4,
+    binary_avx512 = 5,
+    kCount = 6
+};
 
 bool peak_supported(Peak kind);
 // Billions of multiply-accumulates a second over `threads` threads, each running `milliseconds` of independent

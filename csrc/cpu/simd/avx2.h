@@ -23,12 +23,12 @@ inline __m256i first(int n) {
 // ---- int8 products: vpmaddubsw saturates, so both sides widen to 16 bits and vpmaddwd is exact -------------------
 inline constexpr int ACC_N = 8;
 inline constexpr int NV = 1;
-inline constexpr int MR = 4;       // 4 x 2 accumulators + 2 weights + 1 activation of 16 registers
-struct acc_t {                     // two partial sums a channel, added when stored
+inline constexpr int MR = 4;  // 4 x 2 accumulators + 2 weights + 1 activation of 16 registers
+struct acc_t {                // two partial sums a channel, added when stored
     __m256i low, high;
 };
 struct wvec {
-    __m256i low, high;             // 4 channels x 4 k each, int16
+    __m256i low, high;  // 4 channels x 4 k each, int16
 };
 using xvec = __m256i;
 
@@ -80,7 +80,7 @@ inline f32v load(const bf16* p) {
 }
 inline f32v load(const f16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 template <class Half>
-inline f32v load_half(const Half* p, int n) {   // AVX2 has no 16-bit mask: copy the tail
+inline f32v load_half(const Half* p, int n) {  // AVX2 has no 16-bit mask: copy the tail
     Half tail[LANES] = {};
     __builtin_memcpy(tail, p, sizeof(Half) * n);
     return load(tail);
@@ -138,7 +138,7 @@ inline int32_t reduce_add(i32v a) {
 }
 inline f32v to_float(i32v a) { return _mm256_cvtepi32_ps(a); }
 inline i32v to_int(f32v a) { return _mm256_cvtps_epi32(a); }
-inline __m128i low_bytes(i32v v) {   // the low byte of each lane, in the first 8 bytes
+inline __m128i low_bytes(i32v v) {  // the low byte of each lane, in the first 8 bytes
     const __m256i pick = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,  //
                                           0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
     const __m256i b = _mm256_shuffle_epi8(v, pick);
@@ -179,9 +179,7 @@ inline i64v min64(i64v a, i64v b) { return _mm256_blendv_epi8(a, b, _mm256_cmpgt
 inline i64v max64(i64v a, i64v b) { return _mm256_blendv_epi8(b, a, _mm256_cmpgt_epi64(a, b)); }
 inline i64v sll64(i64v a, i64v n) { return _mm256_sllv_epi64(a, n); }
 inline i64v negative_mask(i64v a) { return _mm256_cmpgt_epi64(_mm256_setzero_si256(), a); }
-inline i64v greater_one(i64v a, i64v b) {
-    return _mm256_and_si256(_mm256_cmpgt_epi64(a, b), _mm256_set1_epi64x(1));
-}
+inline i64v greater_one(i64v a, i64v b) { return _mm256_and_si256(_mm256_cmpgt_epi64(a, b), _mm256_set1_epi64x(1)); }
 
 // ---- bytes -------------------------------------------------------------------------------------------------------
 inline constexpr int BYTES = 32;
@@ -199,7 +197,7 @@ inline void store_raw(uint8_t* p, __m256i v, int n) {
 }
 inline __m256i set_bytes(uint8_t x) { return _mm256_set1_epi8(static_cast<char>(x)); }
 inline __m256i xor_bytes(__m256i a, __m256i b) { return _mm256_xor_si256(a, b); }
-inline i32v sum_bytes(i32v acc, __m256i v) {   // 255 + 255 cannot saturate vpmaddubsw against ones
+inline i32v sum_bytes(i32v acc, __m256i v) {  // 255 + 255 cannot saturate vpmaddubsw against ones
     const __m256i pairs = _mm256_maddubs_epi16(v, _mm256_set1_epi8(1));
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }

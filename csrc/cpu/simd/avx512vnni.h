@@ -19,9 +19,9 @@ using i64v = __m512i;
 inline __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
 
 // ---- int8 products: lanes are output channels -------------------------------------------------------------------
-inline constexpr int ACC_N = 16;   // output channels of one accumulator register
-inline constexpr int NV = 4;       // accumulators of a row: a whole 64-wide panel
-inline constexpr int MR = 6;       // 6 x 4 accumulators + 4 weights + 1 activation = 29 of 32 registers
+inline constexpr int ACC_N = 16;  // output channels of one accumulator register
+inline constexpr int NV = 4;      // accumulators of a row: a whole 64-wide panel
+inline constexpr int MR = 6;      // 6 x 4 accumulators + 4 weights + 1 activation = 29 of 32 registers
 using acc_t = __m512i;
 using wvec = __m512i;
 using xvec = __m512i;
@@ -69,7 +69,7 @@ inline f32v load(const f16* p, int n) { return _mm512_cvtph_ps(_mm256_maskz_load
 
 inline void store(float* p, f32v v) { _mm512_storeu_ps(p, v); }
 inline void store(float* p, f32v v, int n) { _mm512_mask_storeu_ps(p, first(n), v); }
-inline __m256i to_bf16(f32v v) {   // round to nearest even; NaN stays NaN. vcvtneps2bf16 would flush subnormals
+inline __m256i to_bf16(f32v v) {  // round to nearest even; NaN stays NaN. vcvtneps2bf16 would flush subnormals
     const i32v bits = _mm512_castps_si512(v);
     const i32v odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     i32v r = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
@@ -126,13 +126,13 @@ inline i64v set64(int64_t x) { return _mm512_set1_epi64(x); }
 inline i64v add64(i64v a, i64v b) { return _mm512_add_epi64(a, b); }
 inline i64v sub64(i64v a, i64v b) { return _mm512_sub_epi64(a, b); }
 inline i64v and64(i64v a, i64v b) { return _mm512_and_si512(a, b); }
-inline i64v mul32(i64v a, i64v b) { return _mm512_mul_epi32(a, b); }   // both fit int32
+inline i64v mul32(i64v a, i64v b) { return _mm512_mul_epi32(a, b); }  // both fit int32
 inline i64v min64(i64v a, i64v b) { return _mm512_min_epi64(a, b); }
 inline i64v max64(i64v a, i64v b) { return _mm512_max_epi64(a, b); }
-inline i64v sll64(i64v a, i64v n) { return _mm512_sllv_epi64(a, n); }   // 0 where n > 63
+inline i64v sll64(i64v a, i64v n) { return _mm512_sllv_epi64(a, n); }  // 0 where n > 63
 inline i64v sra64(i64v a, i64v n) { return _mm512_srav_epi64(a, n); }
 inline i64v negative_mask(i64v a) { return _mm512_srai_epi64(a, 63); }
-inline i64v greater_one(i64v a, i64v b) {                               // 1 where a > b, else 0
+inline i64v greater_one(i64v a, i64v b) {  // 1 where a > b, else 0
     return _mm512_maskz_mov_epi64(_mm512_cmpgt_epi64_mask(a, b), _mm512_set1_epi64(1));
 }
 

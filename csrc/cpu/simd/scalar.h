@@ -30,7 +30,7 @@ using xvec = const uint8_t*;
 
 inline wvec load_w(const int8_t* p) { return p; }
 inline xvec load_x(const uint8_t* p) { return p; }
-inline acc_t dot4(acc_t acc, xvec x, wvec w) {   // unsigned: the offset form may wrap modulo 2^32
+inline acc_t dot4(acc_t acc, xvec x, wvec w) {  // unsigned: the offset form may wrap modulo 2^32
     uint32_t sum = static_cast<uint32_t>(acc);
     for (int i = 0; i < 4; ++i) sum += static_cast<uint32_t>(int32_t{x[i]} * int32_t{w[i]});
     return static_cast<int32_t>(sum);
@@ -72,11 +72,11 @@ inline float half_to_float(uint16_t h) {
     }
     return float_of(sign | ((exponent + 112) << 23) | (mantissa << 13));
 }
-inline uint16_t float_to_half(float x) {   // round to nearest even
+inline uint16_t float_to_half(float x) {  // round to nearest even
     const uint32_t u = bits_of(x), sign = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
     if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | ((magnitude >> 13) & 0x3ffu));
-    if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);   // rounds past 65504
-    if (magnitude < 0x38800000u)   // subnormal: let the float adder round at 2^-24
+    if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // rounds past 65504
+    if (magnitude < 0x38800000u)  // subnormal: let the float adder round at 2^-24
         return static_cast<uint16_t>(sign | (bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f)));
     const uint32_t odd = (magnitude >> 13) & 1;
     return static_cast<uint16_t>(sign | ((magnitude + 0xfffu + odd - (112u << 23)) >> 13));
@@ -114,7 +114,7 @@ inline i32v abs_bits(f32v a) { return static_cast<int32_t>(bits_of(a) & 0x7fffff
 inline uint32_t reduce_maxu(i32v a) { return static_cast<uint32_t>(a); }
 inline int32_t reduce_add(i32v a) { return a; }
 inline f32v to_float(i32v a) { return static_cast<float>(a); }
-inline i32v to_int(f32v a) {   // what is below int32 becomes its minimum, as the vector instructions have it
+inline i32v to_int(f32v a) {  // what is below int32 becomes its minimum, as the vector instructions have it
     return a < -2147483648.0f ? INT32_MIN : static_cast<int32_t>(std::nearbyintf(a));
 }
 inline void store_bytes(uint8_t* p, i32v v) { *p = static_cast<uint8_t>(v); }
