@@ -4,17 +4,15 @@
     python bench/peers.py                          # the whole grid, one thread and then two
     python bench/peers.py --threads 1 --shapes 384x1536 --m 1 128 --only litert qkernels
     python bench/peers.py --quick                  # two shapes, few rounds
-
-Each library runs in a process of its own, so that thread pools do not meet; ``--python litert=/other/venv/bin/python``
-lets one live in another environment, and a library that is not installed is named and left out.  In every cell (M, K, N,
-warm or cold, threads) all libraries build their case and check it against NumPy, and then take turns, one short sample
-each, round after round; who is not sampled sleeps on a pipe.  Ratios are taken within a round, so a clock that moves
-between rounds moves both sides.
-
-warm: one weight, called again and again.  cold: before each sample more than the last-level cache is read, and the sample
-uses every copy of the weight once.
-
-Shapes are K x N: a layer of K inputs and N outputs on M rows.
+ Each library runs in a process of its own, so that thread pools do not meet; ``--python
+litert=/other/venv/bin/python`` lets one live in another environment, and a library that is not installed is
+named and left out.  In every cell (M, K, N, warm or cold, threads) all libraries build their case and check
+it against NumPy, and then take turns, one short sample each, round after round; who is not sampled sleeps
+on a pipe.  Ratios are taken within a round, so a clock that moves between rounds moves both sides.
+ warm: one weight, called again and again.  cold: before each sample more than the last-level cache is read,
+and the sample uses every copy of the weight once.
+ Shapes are K x N: a layer of K inputs and N outputs on M rows.  bench/peers-requirements.txt installs the
+peers.
 """
 
 from __future__ import annotations
@@ -35,11 +33,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
-
 from peer_workers import CATEGORIES, FAMILIES, OURS
 from peer_workers.report import cpu_model, tables
+from rich.console import Console
+from rich.progress import Progress
 
 HERE = Path(__file__).resolve().parent
 
@@ -47,7 +44,7 @@ SHAPES = [(384, 384), (384, 1536), (1536, 384), (768, 3072), (4096, 4096), (4096
 MS = [1, 16, 128, 512]
 COLD_MAX_M = 16
 COPY_BYTES, MAX_COPIES = 128 << 20, 192  # weight copies of a cold case
-FLOATS = ("float32", "bfloat16")  # in the table for scale, warm only
+FLOATS = ("float32", "bfloat16")  # in the table for scale: warm only, two rounds
 console = Console(stderr=True)
 
 
@@ -86,7 +83,8 @@ class Peer:
         return self._answer()
 
     def settle(self) -> None:
-        """Waits until none of the worker's threads runs: spinning pools must not disturb who is timed next."""
+        """Waits until none of the worker's threads runs: spinning pools must not disturb who is timed
+        next."""
         deadline = time.monotonic() + 0.5
         tasks = Path(f"/proc/{self.process.pid}/task")
         while time.monotonic() < deadline and tasks.exists():
@@ -153,7 +151,8 @@ def measure_cell(
             notes.append(f"{v['name']} {cell['mode']} {shape} {cell['threads']}t: not timed: {got['why']}")
     for number in range(args.rounds):
         for run in runs:
-            if run.get("dropped") or run["peer"].process.poll() is not None:
+            enough = run["v"]["category"] in FLOATS and number >= 2
+            if enough or run.get("dropped") or run["peer"].process.poll() is not None:
                 continue
             run["ghz"].append(clock())
             name = run["v"]["name"]
@@ -173,7 +172,8 @@ def measure_cell(
 
 
 def drop_slow(runs: list[dict], factor: float) -> None:
-    """After the first round, who is ``factor`` times slower than the best of the category is not timed again."""
+    """After the first round, who is ``factor`` times slower than the best of the category is not timed
+    again."""
     for category in CATEGORIES:
         group = [r for r in runs if r["v"]["category"] == category and r["rounds"]]
         best = min((statistics.median(r["rounds"][0]) for r in group), default=0)
@@ -245,8 +245,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument(
         "--categories", nargs="+", choices=CATEGORIES, metavar="CATEGORY", help=", ".join(CATEGORIES)
     )
-    p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--sample-ms", type=float, default=40, help="length of one warm sample")
+    p.add_argument("--rounds", type=int, default=7)
+    p.add_argument("--sample-ms", type=float, default=30, help="length of one warm sample")
     p.add_argument(
         "--prune", type=float, default=2.5, help="leave a peer after one round if it is this much slower"
     )
@@ -285,11 +285,38 @@ def turn(lock: str | None):
         yield
 
 
+def run(
+    args, threads: int, cells: list[dict], sweep_bytes: int, notes: list[str], versions: dict
+) -> list[dict]:
+    """All cells on one thread count; returns the rows and adds to ``notes`` and ``versions``."""
+    clock, rows, began = core_clock(), [], time.time()
+    cpus = sorted(os.sched_getaffinity(0))
+    use = cpus[-threads:]  # the first CPU tends to take the interrupts
+    with tempfile.TemporaryDirectory() as log_dir, Progress(console=console) as bar:
+        with turn(args.lock):
+            peers = start(args, threads, use, log_dir, notes)
+        versions |= {p.family: p.hello["version"] for p in peers}
+        task = bar.add_task("", total=len(cells))
+        for cell in cells:
+            what = "{threads} thread(s) M={M} {K}x{N} {mode}".format(threads=threads, **cell)
+            bar.update(task, description=what)
+            with turn(args.lock):
+                os.sched_setaffinity(0, use)
+                rows += measure_cell(peers, {**cell, "threads": threads}, args, sweep_bytes, clock, notes)
+                os.sched_setaffinity(0, cpus)
+            bar.advance(task)
+            if not console.is_terminal:
+                console.print(f"{what}: done after {time.time() - began:.0f} s")
+        for peer in peers:
+            peer.close()
+    return rows
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.show:
         return tables([r for f in args.show for r in json.loads(Path(f).read_text())["rows"]], args.all)
-    device, clock, rows, notes, versions = cpu_model(), core_clock(), [], [], {}
+    device, rows, notes, versions, began = cpu_model(), [], [], {}, time.time()
     sweep_bytes = max(256 << 20, 5 * device["llc_bytes"] // 2)
     sweep_bytes = min(sweep_bytes, device["memory_bytes"] // 16)
     if sweep_bytes < 2 * device["llc_bytes"]:
@@ -301,55 +328,26 @@ def main(argv: list[str] | None = None) -> None:
         for mode in ("warm", "cold")
         if args.mode in (mode, "both") and (mode == "warm" or m <= COLD_MAX_M)
     ]
-    cpus = sorted(os.sched_getaffinity(0))
-    began = time.time()
-    with tempfile.TemporaryDirectory() as log_dir:
-        for threads in args.threads:
-            use = cpus[-threads:]  # the first CPU tends to take the interrupts
-            with turn(args.lock):
-                peers = start(args, threads, use, log_dir, notes)
-            versions |= {p.family: p.hello["version"] for p in peers}
-            columns = (
-                TextColumn("{task.description}"),
-                *Progress.get_default_columns()[1:],
-                TimeElapsedColumn(),
-            )
-            with Progress(*columns, console=console) as bar:
-                task = bar.add_task("", total=len(cells))
-                for cell in cells:
-                    what = "M={M} {K}x{N} {mode}".format(**cell)
-                    bar.update(task, description=f"{threads}t {what}")
-                    with turn(args.lock):
-                        os.sched_setaffinity(0, use)
-                        rows += measure_cell(
-                            peers, {**cell, "threads": threads}, args, sweep_bytes, clock, notes
-                        )
-                        os.sched_setaffinity(0, cpus)
-                    bar.advance(task)
-            for peer in peers:
-                peer.close()
+    for threads in args.threads:
+        rows += run(args, threads, cells, sweep_bytes, notes, versions)
     tables(rows, args.all)
     for note in dict.fromkeys(notes):
         console.print("note: " + note, style="yellow", markup=False)
+    hidden = ("json", "lock", "python", "all", "show")
     result = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": device,
         "git": git_commit(),
         "versions": {"python": platform.python_version(), **versions},
-        "settings": {
-            k: v for k, v in vars(args).items() if k not in ("json", "lock", "python", "all", "show")
-        },
+        "settings": {k: v for k, v in vars(args).items() if k not in hidden},
         "cold": {"sweep_bytes": sweep_bytes, "copy_bytes": COPY_BYTES, "max_copies": MAX_COPIES},
         "seconds": round(time.time() - began),
         "notes": list(dict.fromkeys(notes)),
         "rows": rows,
     }
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{device['model']} {device['family_model_stepping']}".lower()).strip(
-        "-"
-    )
-    out = Path(
-        args.json or HERE / "results" / f"peers-{slug}-{time.strftime('%Y%m%d-%H%M', time.gmtime())}.json"
-    )
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{device['model']} {device['family_model_stepping']}".lower())
+    stamp = time.strftime("%Y%m%d-%H%M", time.gmtime())
+    out = Path(args.json or HERE / "results" / f"peers-{slug.strip('-')}-{stamp}.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n")
     console.print(f"wrote {out}")

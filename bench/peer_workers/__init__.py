@@ -1,7 +1,7 @@
 """The peers of ``bench/peers.py``: one module a library family, one process a family.
-
-A family module defines ``load(threads) -> (version, variants, notes)``; it imports its library there and nowhere else,
-so that a missing library costs one clear line.  ``FAMILIES`` names the modules; the order is the order of timing.
+ A family module defines ``load(threads) -> (version, variants, notes)``; it imports its library there and
+nowhere else, so that a missing library costs one clear line.  ``FAMILIES`` names the modules; the order is
+the order of timing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The worker process: ``python -m peer_workers FAMILY THREADS CPUS``, driven by ``bench/peers.py``.
-
-Reads one JSON request a line on standard input, answers one JSON line on what was standard output; whatever the
-libraries print goes to standard error.  Requests: ``build``, ``sample``, ``drop``, ``quit``.  A worker that is not asked
-anything blocks on the pipe and takes no CPU time.
+ Reads one JSON request a line on standard input, answers one JSON line on what was standard output;
+whatever the libraries print goes to standard error.  Requests: ``build``, ``sample``, ``drop``, ``quit``.
+A worker that is not asked anything blocks on the pipe and takes no CPU time.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class Worker:
                     rate = self.rates[name] = M * 384 * 384 / seconds
                     if M > 1 and rate < SLOW:
                         raise TimeoutError(f"{rate / 1e9:.2f} GMAC/s at M = {M}: a reference kernel")
-                except Exception as e:  # noqa: BLE001 (a peer's failure is a note, whatever it raises)
+                except Exception as e:
                     self.notes.append(f"{name}: not timed: {describe(e)}")
                     traceback.print_exc()
                     del self.variants[name]
@@ -71,7 +70,7 @@ class Worker:
         import numpy as np
 
         variant, shape = self.variants[name], (M, K, N)
-        if self.current is None or (self.current.M, self.current.K, self.current.N) != shape:
+        if self.current is None or shape != (self.current.M, self.current.K, self.current.N):
             self.current = self.problem.Problem(*shape)
         if sweep_bytes and (self.sweep is None or self.sweep.nbytes < sweep_bytes):
             self.sweep = np.ones(sweep_bytes // 8, np.int64)
@@ -115,7 +114,7 @@ def main() -> None:
         worker = Worker(family, threads)
     except ImportError as e:
         return answer(ok=False, missing=True, why=describe(e))
-    except Exception as e:  # noqa: BLE001 (a peer's failure is a note, whatever it raises)
+    except Exception as e:
         traceback.print_exc()
         return answer(ok=False, missing=False, why=describe(e))
     worker.probe()
@@ -131,7 +130,7 @@ def main() -> None:
             break
         try:
             answer(ok=True, **getattr(worker, do)(**request))
-        except Exception as e:  # noqa: BLE001 (a peer's failure is a note, whatever it raises)
+        except Exception as e:
             traceback.print_exc()
             answer(ok=False, why=describe(e))
 

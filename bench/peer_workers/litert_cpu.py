@@ -1,7 +1,6 @@
 """LiteRT (TensorFlow Lite) with its default XNNPACK delegate.
-
-One interpreter a weight copy: XNNPACK packs the weights of each, and a graph of many layers on one input would quantize
-that input only once.
+ One interpreter a weight copy: XNNPACK packs the weights of each, and a graph of many layers on one input
+would quantize that input only once.
 """
 
 from __future__ import annotations

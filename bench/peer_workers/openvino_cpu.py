@@ -1,7 +1,6 @@
 """OpenVINO's CPU plugin.
-
-The cold cases are one model of many layers, so the cost of an inference request is shared between them; a warm case is a
-model of one layer and contains it (the note says how much that is).
+ The cold cases are one model of many layers, so the cost of an inference request is shared between them; a
+warm case is a model of one layer and contains it (the note says how much that is).
 """
 
 from __future__ import annotations
@@ -43,7 +42,8 @@ def load(threads: int):
         return [call], lambda: np.array(r.get_output_tensor(0).data)
 
     def compressed(p: Problem, copies: int) -> Built:
-        """int8 weights with one scale a channel; the plugin quantizes the activations, one scale a token (group K)."""
+        """int8 weights with one scale a channel; the plugin quantizes the activations, one scale a token
+        (group K)."""
         scale = p.w_scale.astype(np.float16)[:, None]
 
         def layer(x, i):
@@ -53,7 +53,8 @@ def load(threads: int):
         return run(p, copies, layer, DYNAMIC_QUANTIZATION_GROUP_SIZE=p.K)
 
     def low_precision(p: Problem, copies: int) -> Built:
-        """Static: FakeQuantize on the input, int8 weights; OpenVINO's low precision passes make it an int8 layer."""
+        """Static: FakeQuantize on the input, int8 weights; OpenVINO's low precision passes make it an int8
+        layer."""
         edge = np.float32(np.abs(p.x).max())
         low, high = (op.constant(np.float32([[v]])) for v in (-edge, edge * 127 / 128))
         scale = p.w_scale[:, None]
@@ -69,7 +70,9 @@ def load(threads: int):
 
     def floating(precision: str):
         def build(p: Problem, copies: int) -> Built:
-            layer = lambda x, i: op.matmul(x, op.constant(p.float_weight(i)), False, True)
+            def layer(x, i):
+                return op.matmul(x, op.constant(p.float_weight(i)), False, True)
+
             return run(p, copies, layer, precision)
 
         return build

@@ -19,9 +19,9 @@ BATCH_SECONDS = 200e-6  # calls are timed in batches at least this long
 class Built:
     """A case ready to be timed.
 
-    ``calls`` are zero-argument functions, each doing ``inner`` products with weights of its own; ``result()`` gives the
-    (M, N) result of the last call of ``calls[0]`` as a float array in real units; ``reference`` is what it must be at
-    ``problem.rows`` x ``problem.columns``.
+    ``calls`` are zero-argument functions, each doing ``inner`` products with weights of its own;
+    ``result()`` gives the (M, N) result of the last call of ``calls[0]`` as a float array in real units;
+    ``reference`` is what it must be at ``problem.rows`` x ``problem.columns``.
     """
 
     calls: list[Callable[[], object]]
@@ -44,8 +44,9 @@ class Variant:
 class Problem:
     """Inputs of one (M, K, N), equal in every worker: ``y = x @ (w_scale[:, None] * w).T``.
 
-    ``x`` float32 (M, K), ``x_s8`` and ``x_u8`` its 8-bit stand-ins (scale ``x_scale``, zero point 0), ``weight(i)`` the
-    int8 (N, K) codes of copy i, ``w_scale`` float32 (N,) with values that float16 holds exactly.
+    ``x`` float32 (M, K), ``x_s8`` and ``x_u8`` its 8-bit stand-ins (scale ``x_scale``, zero point 0),
+    ``weight(i)`` the int8 (N, K) codes of copy i, ``w_scale`` float32 (N,) with values that float16 holds
+    exactly.
     """
 
     x_scale = 0.02
@@ -89,7 +90,8 @@ class Problem:
 
 
 def sample_warm(built: Built, seconds: float) -> list[float]:
-    """Microseconds a product of consecutive batches that together take ``seconds``; the first eighth is not counted."""
+    """Microseconds a product of consecutive batches that together take ``seconds``; the first eighth is not
+    counted."""
     calls, clock, n = built.calls, time.perf_counter, 0
     start = clock()
     while n < 2 or clock() - start < seconds / 8:
@@ -113,8 +115,8 @@ def sample_warm(built: Built, seconds: float) -> list[float]:
 def sample_cold(built: Built, sweep: np.ndarray) -> list[float]:
     """Microseconds a product, each product on weights that are in no cache.
 
-    Reads ``sweep`` (more than the last-level cache) to evict everything, then goes through the weight copies once: no
-    weight is used twice in a sample.
+    Reads ``sweep`` (more than the last-level cache) to evict everything, then goes through the weight
+    copies once: no weight is used twice in a sample.
     """
     np.add.reduce(sweep)
     clock, times = time.perf_counter, []

@@ -1,4 +1,5 @@
-"""qkernels itself: the bare prepacked kernel and the public functions on torch tensors (NumPy arrays without torch)."""
+"""qkernels itself: the bare prepacked kernel and the public functions on torch tensors (NumPy arrays
+without torch)."""
 
 from __future__ import annotations
 

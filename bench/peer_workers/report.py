@@ -15,14 +15,16 @@ from . import CATEGORIES, OURS
 
 
 def compare(ours: dict, best: dict) -> dict:
-    """Ours against a peer, round by round: above 1 where qkernels is faster.
+    """Ours against a peer, above 1 where qkernels is faster.
 
-    ``verdict``: "ahead" and "SLOWER" where the middle 80 % of the rounds agree, else "tie" on the side of the median.
+    ``ratio`` [``low`` .. ``high``]: median and middle 80 % of the ratios within a round.  ``quiet``: the ratio
+    of the fastest tenths, which other work on the machine disturbs least.  ``verdict``: "ahead" and "SLOWER"
+    where the middle 80 % of the rounds agree, else "tie", on the side of the median.
     """
     rounds = zip(ours["rounds"], best["rounds"], strict=False)
     low, ratio, high = (float(v) for v in np.percentile([b / a for a, b in rounds], (10, 50, 90)))
     verdict = "ahead" if low >= 1 else "SLOWER" if high < 1 else "tie" if ratio >= 1 else "tie, slower"
-    return {"ratio": ratio, "low": low, "high": high, "verdict": verdict}
+    return {"ratio": ratio, "low": low, "high": high, "quiet": best["p10"] / ours["p10"], "verdict": verdict}
 
 
 def microseconds(r: dict | None) -> str:
@@ -39,72 +41,75 @@ def rate(r: dict | None) -> str:
     return f"{r['weight_gbs']:.1f} GB/s" if r["mode"] == "cold" else f"{r['gmacs']:.0f} GMAC/s"
 
 
+def cell_key(r: dict) -> tuple:
+    return r["threads"], r["K"] * r["N"], r["K"], r["M"], r["mode"] == "cold"
+
+
+FLOAT_OF = {"linear_f32": "float32", "linear_bf16": "bfloat16"}  # what a user would run without qkernels
+
+
+COLUMNS = ("t", "K x N", "M", "", "qkernels", "us [p10..p90]", "rate", "us of best peer", "best peer")
+COLUMNS += ("ours / best peer", "quiet", "ours / float")
+ALL_COLUMNS = ("t", "K x N", "M", "", "implementation", "us [p10..p90]", "rate", "error")
+LEFT = ("", "qkernels", "implementation", "best peer", "ours / best peer")
+
+
 def tables(rows: list[dict], everything: bool = False) -> None:
-    """One table a category, a line a cell: ours, the best peer, the ratio, the next peer; or every implementation."""
-    width = Console().width
-    out = Console(width=max(width, 190), highlight=False)
-    verdicts = []
-    for category, title in CATEGORIES.items():
-        cells: dict[tuple, list[dict]] = {}
-        for r in rows:
-            if r["category"] == category:
-                cells.setdefault(
-                    (r["threads"], r["K"] * r["N"], r["K"], r["M"], r["mode"] == "cold"), []
-                ).append(r)
+    """Prints a table a category: a line a cell, ours and the best peer, or a line an implementation."""
+    out = Console(width=max(Console().width, 220), highlight=False)
+    verdicts: list[str] = []
+    groups: dict[str, dict[tuple, list[dict]]] = {category: {} for category in CATEGORIES}
+    for r in sorted(rows, key=lambda r: r["us"]):
+        groups[r["category"]].setdefault(cell_key(r), []).append(r)
+    for category, cells in groups.items():
         if not cells:
             continue
-        where = ("threads", "K x N", "M", "")
-        what = ("implementation", "us [p10..p90]", "rate", "error") if everything else (
-            "qkernels us [p10..p90]", "rate", "ours / best peer", "best peer", "us [p10..p90]", "rate", "next peer", "us"
-        )  # fmt: skip
-        table = Table(title=f"{category}: {title}", title_justify="left")
-        for column in where + what:
-            left = column in ("", "implementation", "best peer", "next peer", "ours / best peer")
-            table.add_column(column, justify="left" if left else "right", no_wrap=True)
+        table = Table(title=f"{category}: {CATEGORIES[category]}", title_justify="left")
+        for column in ALL_COLUMNS if everything else COLUMNS:
+            table.add_column(column, justify="left" if column in LEFT else "right", no_wrap=True)
         for key in sorted(cells):
-            group = sorted(cells[key], key=lambda r: r["us"])
-            r = group[0]
-            cell = [str(r["threads"]), f"{r['K']}x{r['N']}", str(r["M"]), r["mode"]]
-            verdicts += all_lines(table, cell, group) if everything else one_line(table, cell, group)
+            group, r = cells[key], cells[key][0]
+            where = [str(r["threads"]), f"{r['K']}x{r['N']}", str(r["M"]), r["mode"]]
+            if everything:
+                all_lines(table, where, group)
+            else:
+                floats = groups.get(FLOAT_OF.get(category, ""), {}).get(key)
+                verdicts += our_lines(table, where, group, floats[0] if floats else None)
         out.print(table)
     if verdicts:
         counts = ", ".join(f"{verdicts.count(v)} {v}" for v in sorted(set(verdicts)))
-        out.print(f"qkernels against the best peer, cell by cell: {counts}.")
+        out.print(f"qkernels against the best peer, line by line: {counts}.")
 
 
-def one_line(table: Table, cell: list[str], group: list[dict]) -> list[str]:
-    ours = next((r for r in group if r["family"] == OURS), None)
+def our_lines(table: Table, where: list[str], group: list[dict], floats: dict | None) -> list[str]:
+    """A line for each of our implementations (one without, if there is none); returns the verdicts."""
     best = next((r for r in group if r["family"] != OURS), None)
-    other = next((r for r in group if r["family"] not in (OURS, best and best["family"])), None)
-    text, style, verdicts = "", None, []
-    if ours and best:
-        c = compare(ours, best)
-        text = f"x{c['ratio']:.2f} [{c['low']:.2f}..{c['high']:.2f}] {c['verdict']}"
-        style = {"ahead": "green", "SLOWER": "bold red"}.get(c["verdict"], "yellow")
-        verdicts = [c["verdict"]]
-    name = lambda r: r["name"] if r else ""
-    table.add_row(
-        *cell, microseconds(ours), rate(ours), text, name(best), microseconds(best), rate(best), name(other),
-        f"{other['us']:.1f}" if other else "", style=style,
-    )  # fmt: skip
+    verdicts = []
+    for ours in [r for r in group if r["family"] == OURS] or [None]:
+        versus, style, quiet, over = "", None, "", ""
+        if ours and best:
+            c = compare(ours, best)
+            versus = f"x{c['ratio']:.2f} [{c['low']:.2f}..{c['high']:.2f}] {c['verdict']}"
+            quiet = f"x{c['quiet']:.2f}"
+            style = {"ahead": "green", "SLOWER": "bold red"}.get(c["verdict"], "yellow")
+            verdicts.append(c["verdict"])
+        if ours and floats:
+            over = f"x{floats['us'] / ours['us']:.2f}"
+        name = ours["name"].removeprefix(OURS).strip() if ours else ""
+        peer = (microseconds(best), best["name"]) if best else ("", "")
+        table.add_row(
+            *where, name, microseconds(ours), rate(ours or best), *peer, versus, quiet, over, style=style
+        )
+        where = [""] * 4
     return verdicts
 
 
-def all_lines(table: Table, cell: list[str], group: list[dict]) -> list[str]:
+def all_lines(table: Table, where: list[str], group: list[dict]) -> None:
     for r in group:
         name = r["name"] + (" (one round)" if len(r["rounds"]) == 1 else "")
-        style = "bold" if r["family"] == OURS else None
-        table.add_row(
-            *cell,
-            name,
-            microseconds(r),
-            rate(r),
-            f"{r['error']:.1e}",
-            style=style,
-            end_section=r is group[-1],
-        )
-        cell = [""] * 4
-    return []
+        cells = (*where, name, microseconds(r), rate(r), f"{r['error']:.1e}")
+        table.add_row(*cells, style="bold" if r["family"] == OURS else None, end_section=r is group[-1])
+        where = [""] * 4
 
 
 def cpu_model() -> dict:

@@ -14,8 +14,8 @@ def fully_connected(
 ) -> bytes:
     """A model ``(M, K) -> (M, N)`` of one FULLY_CONNECTED with int8 weights, one scale per output channel.
 
-    Scales given: int8 in and out, zero points 0.  Scales None: float32 in and out ("dynamic range": the runtime
-    quantizes the input in each call).
+    Scales given: int8 in and out, zero points 0.  Scales None: float32 in and out ("dynamic range": the
+    runtime quantizes the input in each call).
 
     Raises ImportError without ai-edge-litert and flatbuffers.
     """

@@ -33,7 +33,8 @@ def load(threads: int):
         return build
 
     def qlinear(signed: bool, dtype):
-        """Static scale, zero point 0.  Signed activations may fall to a reference kernel: the probe finds out."""
+        """Static scale, zero point 0.  Signed activations may fall to a reference kernel: the probe finds
+        out."""
 
         def build(p: Problem, copies: int) -> Built:
             x = tensor(p.x_s8 if signed else p.x_u8)

@@ -1,7 +1,7 @@
 """zentorch (AMD's plugin for PyTorch, on ZenDNN and AOCL).
-
-It reorders weights in place and caches them by address: every weight here is a fresh tensor of its own, the reference is
-computed from other memory, and ``drop`` empties the cache between cases, when no case is left that relies on it.
+ It reorders weights in place and caches them by address: every weight here is a fresh tensor of its own,
+the reference is computed from other memory, and ``drop`` empties the cache between cases, when no case is
+left that relies on it.
 """
 
 from __future__ import annotations
