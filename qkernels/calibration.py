@@ -1,0 +1,82 @@
+"""What the inputs of a model's layers look like, and the static scales that follow."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from ._arrays import as_float32
+from .errors import ArgumentError
+
+TINY = 2.0**-100  # an amax below this counts as zero, as in quantize_activations
+
+
+def calibrate(model, layers, calibration):
+    """{name: max|x[..., k]| float32 (K,)} over all inputs of each layer in {name: layer}.
+
+    Raises:
+        ArgumentError: no calibration inputs, a layer they do not reach, or an input that is not finite.
+    """
+    if calibration is None:
+        raise ArgumentError(
+            "compress: calibration is None, and the recipe is static; accepted: an iterable of model inputs. "
+            "About a hundred typical ones will do. A dynamic recipe, such as 'int8-token', needs none."
+        )
+    seen = {}
+
+    def watch(name):
+        def hook(module, args, kwargs):
+            x = args[0] if args else kwargs["input"]
+            amax = x.detach().abs().reshape(-1, x.shape[-1])
+            if amax.shape[0]:
+                amax = amax.amax(0).float()
+                seen[name] = torch.maximum(seen[name], amax) if name in seen else amax
+
+        return hook
+
+    modes = [(m, m.training) for m in model.modules()]
+    hooks = [layer.register_forward_pre_hook(watch(name), with_kwargs=True) for name, layer in layers.items()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            for inputs in calibration:
+                if isinstance(inputs, Mapping):
+                    model(**inputs)
+                else:
+                    model(*(inputs if isinstance(inputs, tuple | list) else (inputs,)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+    unreached = [name or "(the model itself)" for name in layers if name not in seen]
+    if unreached:
+        raise ArgumentError(
+            f"compress: calibration reached {len(seen)} of {len(layers)} layers; not {', '.join(unreached)}. "
+            "Give inputs that use them, or leave them out with {name: None}."
+        )
+    for name, amax in seen.items():
+        if not amax.isfinite().all():
+            raise ArgumentError(
+                f"compress: calibration: the input of layer {name!r} is not finite; accepted: finite inputs."
+            )
+    return {name: amax.cpu() for name, amax in seen.items()}
+
+
+def static_scale(where, stats, k, granularity):
+    """max|x| / 127 as a float ("tensor") or float32 (K,) ("channel"), from max|x| per channel."""
+    if stats is None:
+        raise ArgumentError(
+            f"{where}: stats is None, and the recipe is static; accepted: float32 ({k},), max|x| per k."
+        )
+    amax = as_float32(stats, where, "stats")
+    if amax.shape != (k,) or not (amax >= 0).all() or not np.isfinite(amax).all():
+        raise ArgumentError(
+            f"{where}: stats has shape {amax.shape}; accepted: ({k},), finite and not negative."
+        )
+    if granularity == "tensor":
+        amax = np.max(amax, initial=0)
+        return float(np.float32(1) if amax < TINY else amax / np.float32(127))
+    used = amax >= TINY
+    guard = np.median(amax[used]) if used.any() else 127.0
+    return np.where(used, amax, np.float32(guard)) / np.float32(127)
