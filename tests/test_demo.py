@@ -38,7 +38,7 @@ def result(tmp_path_factory):
 
 
 def test_encoder_equals_transformers(folder, encoder):
-    """Sentence vectors and pooler outputs of a padded batch are those of the original, sentence by sentence."""
+    """Sentence vectors and pooler outputs of a padded batch are those of the original, one by one."""
     original = transformers.AutoModel.from_pretrained(folder).eval()
     tokens = data.Tokenizer(folder)(data.sentences("evaluated")[:12])
     theirs, pooled = [], []

@@ -7,6 +7,7 @@ from matplotlib import pyplot as plt
 
 INK, FAINT, GRID = "#1b2430", "#6b7683", "#e1e5ea"
 OURS, FLOAT, BFLOAT = "#0b7a75", "#9aa5b1", "#b9a27c"
+PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # under texts that a line may cross
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
@@ -63,7 +64,7 @@ def _times(axis, rows, colors, case, title, sentences):
         axis.barh(y, inside, color=color, height=0.62)
         axis.barh(y, t - inside, left=inside, color=color, alpha=0.4, height=0.62)
         axis.plot([t - quartiles, t + quartiles], [y, y], color=INK, linewidth=1)
-        at, place = (t + quartiles, y), {"textcoords": "offset points", "va": "center"}
+        at, place = (t + quartiles, y), {"textcoords": "offset points", "va": "center", "bbox": PAPER}
         axis.annotate(f"{row[case]['speedup_over_best_float32']:.2f}×", at, (6, 0), weight="bold", **place)
         rate = f"{row[case]['sentences_per_second']:.0f}/s" if case == "batch" else f"{t:.2f} ms"
         axis.annotate(rate, at, (48, 0), color=FAINT, fontsize=9, **place)

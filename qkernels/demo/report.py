@@ -123,7 +123,8 @@ def page(result, png):
     for row in result["rows"]:
         texts = "".join(f"<td>{esc(text)}</td>" for text in cells(row))
         body += f"<tr class='{'qk' if row['qkernels'] else 'torch'}'>{texts}</tr>"
-    facts = {k.replace("_", " "): v for k, v in result["machine"].items()}
+    facts = {k.replace("_", " "): v for k, v in result["machine"].items() if k != "capabilities"}
+    facts["instruction set"] = result["machine"]["capabilities"]["isa"]
     return (
         PAGE.read_text(encoding="utf-8")
         .replace("{{headline}}", esc(headline(result)))
@@ -132,14 +133,8 @@ def page(result, png):
         .replace("{{picture}}", base64.b64encode(png).decode())
         .replace("{{explanation}}", "".join(f"<p>{esc(t)}</p>" for t in explanation(result)))
         .replace("{{notes}}", "".join(f"<p class='note'>{esc(t)}</p>" for t in result["notes"]))
-        .replace("{{facts}}", "".join(f"<dt>{esc(k)}</dt><dd>{esc(_fact(v))}</dd>" for k, v in facts.items()))
+        .replace("{{facts}}", "".join(f"<dt>{esc(k)}</dt><dd>{esc(str(v))}</dd>" for k, v in facts.items()))
     )
-
-
-def _fact(value):
-    if isinstance(value, dict):
-        return "; ".join(f"{k}: {_fact(v)}" for k, v in value.items())
-    return ", ".join(map(_fact, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def headline(result):
@@ -151,5 +146,6 @@ def headline(result):
     one, batch = (best[case]["speedup_over_best_float32"] for case in ("one", "batch"))
     return (
         f"{family} runs one sentence {one:.1f} times and batches {batch:.1f} times as fast as the best "
-        f"float32, in {best['bits_per_weight']:.1f} bits per weight, at a mean cosine of {best['cosine']['mean']:.4f}."
+        f"float32, in {best['bits_per_weight']:.1f} bits per weight, at a mean cosine of "
+        f"{best['cosine']['mean']:.4f}."
     )

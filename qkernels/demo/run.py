@@ -66,7 +66,7 @@ def _measure(folder, recipes, quick, progress):
     say(f"loaded {folder.parent.name}: {len(linear_layers(encoder))} linear layers")
 
     step = progress.add_task("preparing", total=None)
-    variants, notes = build(encoder, recipes, calibration, cases, 0 if quick else 50, say)
+    variants, notes = build(encoder, recipes, calibration, cases, 0 if quick else 65, say)
     progress.update(step, total=1, completed=1)
 
     step = progress.add_task(f"timing {len(variants)} variants in turns", total=1.0)
