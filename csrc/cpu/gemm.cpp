@@ -24,7 +24,7 @@ constexpr int64_t kBlockK = 8192;            // 512 KB of a panel
 constexpr int64_t kSuperRows = 4 << 20;      // bytes of codes that one pass over the weight serves
 constexpr int64_t kRowBytes = 512 << 10;     // codes that stay in L2 beside two panels
 constexpr int64_t kTileRows = 192;           // rows whose partial sums are kept while k advances in blocks
-constexpr int64_t kPrefetchBytes = 1 << 20;  // smaller weights sit in L2 (outputs: half), where it costs load slots
+constexpr int64_t kPrefetchBytes = 1 << 20;  // smaller weights sit in L2 where it costs load slots
 
 struct Problem {
     const Kernels& isa;
@@ -37,14 +37,6 @@ struct Problem {
     bool patch;
 };
 
-// Asks for the output lines of a tile before its products are computed: a store that misses waits for the line first.
-void prefetch_output(const Epilogue& e, int64_t row, int rows, int64_t n0, int cols) {
-    for (int r = 0; r < rows; ++r) {
-        const char* out = static_cast<const char*>(e.out) + ((row + r) * e.ldo + n0) * e.out_bytes;
-        for (int at = 0; at < cols * e.out_bytes; at += 64) __builtin_prefetch(out + at, 1);
-    }
-}
-
 void run_panel(const Problem& p, int64_t panel, int64_t row_begin, int64_t row_end) {
     const Int8Header& h = *p.w.header;
     const int64_t n0 = panel * kPanelN;
@@ -54,7 +46,6 @@ void run_panel(const Problem& p, int64_t panel, int64_t row_begin, int64_t row_e
     const bool ahead = n0 + kPanelN < h.n_pad && h.n_pad * h.k_pad > kPrefetchBytes;
     const char* next = reinterpret_cast<const char*>(p.w.panel(panel + 1));
     const int lines = ahead ? static_cast<int>(ceil_div(16, groups)) : 0;  // 16 lines are four k steps
-    const bool outputs = p.m * h.n * p.epilogue.out_bytes > kPrefetchBytes / 2;
     alignas(64) int32_t tiles[kTileRows * kPanelN];
 
     const int64_t blocks = std::max<int64_t>(1, ceil_div(steps, block));
@@ -65,7 +56,6 @@ void run_panel(const Problem& p, int64_t panel, int64_t row_begin, int64_t row_e
             const int rows = static_cast<int>((row_end - row + groups - g - 1) / (groups - g));
             int32_t* tile = tiles + (blocks > 1 ? (row - row_begin) * kPanelN : 0);
             const bool prefetching = (g + 1) * lines <= 16;
-            if (outputs && b == 0) prefetch_output(p.epilogue, row, rows, n0, cols);
             p.isa.micro[rows](p.a + row * p.lda + k0 * kStepK, p.lda, p.w.panel(panel) + k0 * kStepBytes, k_steps,
                               b == 0 ? p.init + n0 : nullptr, tile, next + (k0 * 4 + g * lines * (k_steps / 4)) * 64,
                               prefetching ? lines : 0);
