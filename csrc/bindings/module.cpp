@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -28,6 +29,14 @@ const qk::Kernels& checked_isa(int isa) {
     return qk::kernels(static_cast<qk::Isa>(isa));
 }
 
+// Tensors without memory (fake ones, zero ones, freed ones) have the address 0.
+void present(const char* name, Address a, int64_t count) {
+    if (a != 0 || count == 0) return;
+    py::set_error(py::module_::import("qkernels.errors").attr("ArgumentError"),
+                  (std::string(name) + " is a tensor without memory; accepted: one that holds numbers.").c_str());
+    throw py::error_already_set();
+}
+
 // A prepacked weight: the block's owner is kept alive, its header is checked once.
 class PackedInt8 {
   public:
@@ -36,7 +45,7 @@ class PackedInt8 {
 
   private:
     static const void* check(Address data, int64_t bytes) {
-        if (data % 4 != 0 || !qk::Int8View::valid(pointer<void>(data), bytes))
+        if (data % 8 != 0 || !qk::Int8View::valid(pointer<void>(data), bytes))
             throw std::invalid_argument("not a prepacked int8 weight (" + std::to_string(bytes) +
                                         " bytes): make it with prepack and do not change it");
         return pointer<void>(data);
@@ -44,6 +53,24 @@ class PackedInt8 {
     qk::Int8View view_;
     py::object owner_;
 };
+
+// What Python has checked for its own calls; the torch operator takes any numbers from a graph.
+void check_linear(const qk::Int8View& w, const qk::InputQuant& q) {
+    const qk::Int8Header& h = *w.header;
+    if ((q.mode == qk::InputMode::channel) != (h.has_input_scale != 0))
+        throw std::invalid_argument("LinearInt8: per-channel activations and weights with input_scale belong together");
+    const bool is_static = q.mode == qk::InputMode::static_tensor;
+    const int lo = is_static && q.is_signed ? -128 : 0, hi = !is_static ? 0 : q.is_signed ? 127 : 255;
+    if (q.zero_point < lo || q.zero_point > hi || !(q.scale >= 0x1p-126f && q.scale <= 0x1p126f))
+        throw std::invalid_argument("LinearInt8: scale or zero_point is out of range");
+    int64_t extreme = 128;  // max|code - zero_point|
+    for (int64_t n = 0; h.has_zero_point && n < h.n; ++n)
+        extreme = std::max(extreme, std::max(int64_t{127} - w.zero_point()[n], int64_t{128} + w.zero_point()[n]));
+    const int x_extreme =
+        q.is_signed ? std::max(128 + q.zero_point, 127 - q.zero_point) : std::max(q.zero_point, 255 - q.zero_point);
+    if (h.k * x_extreme * extreme > INT32_MAX)
+        throw std::invalid_argument("LinearInt8: K = " + std::to_string(h.k) + " could overflow the accumulator");
+}
 
 struct RequantArrays {
     Address multiplier, shift, scale;  // n values each, already one per channel
@@ -87,6 +114,7 @@ void bind_int8(py::module_& m) {
              [](const PackedInt8& p, int isa, Address x, bool is_signed, int64_t m, int64_t ldx, int x_zero,
                 Address out, int threads) {
                  const qk::Kernels& kernels = checked_isa(isa);
+                 present("matmul_int: xq", x, m * p.view().header->k);
                  py::gil_scoped_release release;
                  qk::Epilogue e;
                  e.out = pointer<void>(out);
@@ -97,6 +125,7 @@ void bind_int8(py::module_& m) {
         .def("matmul_requant", [](const PackedInt8& p, int isa, Address x, bool is_signed, int64_t m, int64_t ldx,
                                   int x_zero, const RequantArrays& r, Address bias, Address out, int threads) {
             const qk::Kernels& kernels = checked_isa(isa);
+            present("linear_requant: xq", x, m * p.view().header->k);
             py::gil_scoped_release release;
             qk::Epilogue e = r.epilogue();
             e.out = pointer<void>(out);
@@ -125,20 +154,22 @@ void bind_int8(py::module_& m) {
             if (mode < 0 || mode > 3 || x_type < 0 || x_type > 2 || out_type < 0 || out_type > 2 || activation < 0 ||
                 activation > 4)
                 throw std::invalid_argument("LinearInt8: a mode, dtype or activation number is out of range");
-            if (static_cast<qk::InputMode>(mode) == qk::InputMode::channel && !p.view().header->has_input_scale)
-                throw std::invalid_argument("LinearInt8: per-channel activations need a weight with input_scale");
+            const qk::InputQuant quant{static_cast<qk::InputMode>(mode), is_signed, scale, zero_point};
+            check_linear(p.view(), quant);
             return LinearInt8{&p,
                               packed,
                               &checked_isa(isa),
-                              {static_cast<qk::InputMode>(mode), is_signed, scale, zero_point},
+                              quant,
                               static_cast<qk::DType>(x_type),
                               out_type,
                               static_cast<qk::Activation>(activation)};
         }))
         // Returns the number of a row with a non-finite value, or -1.
         .def("run", [](const LinearInt8& l, Address x, int64_t m, int64_t ldx, Address bias, Address out, int threads) {
-            py::gil_scoped_release release;
             const qk::Int8View& w = l.packed->view();
+            present("linear: x", x, m * w.header->k);
+            present("linear: the result", out, m * w.header->n);
+            py::gil_scoped_release release;
             qk::Epilogue e;
             e.out = pointer<void>(out);
             e.ldo = w.header->n;
@@ -161,6 +192,7 @@ void bind_elementwise(py::module_& m) {
     m.def("requantize", [](int isa, Address acc, int64_t rows, int64_t n, int64_t ld_acc, const RequantArrays& r,
                            Address out, int threads) {
         const qk::Kernels& kernels = checked_isa(isa);
+        present("requantize: acc", acc, rows * n);
         py::gil_scoped_release release;
         qk::Epilogue e = r.epilogue();
         e.out = pointer<void>(out);
@@ -174,6 +206,7 @@ void bind_elementwise(py::module_& m) {
               const qk::Kernels& kernels = checked_isa(isa);
               if (x_type < 0 || x_type > 2 || mode < 0 || mode > 3 || (mode == 3 && inv_k == 0))
                   throw std::invalid_argument("quantize_activations: a mode or dtype number is out of range");
+              present("quantize_activations: x", x, rows * k);
               py::gil_scoped_release release;
               return qk::quantize_activations(kernels, pointer<void>(x), static_cast<qk::DType>(x_type), rows, k, ldx,
                                               {static_cast<qk::InputMode>(mode), is_signed, scale, zero_point},

@@ -14,6 +14,9 @@ namespace qk {
 
 inline constexpr int kMaxThreads = 256;
 
+// What `asked` comes to: at most kMaxThreads, and 1 in a process that was forked (parallel.cpp).
+int usable_threads(int asked);
+
 class WorkRanges {
   public:
     WorkRanges(int64_t units, int threads) : threads_(std::min(threads, kMaxThreads)) {
@@ -46,11 +49,12 @@ class WorkRanges {
 // body(thread) on `threads` threads, the caller among them.
 template <class Body>
 void on_threads(int threads, Body body) {
-    if (threads <= 1) {
+    threads = usable_threads(threads);
+    if (threads == 1) {
         body(0);
         return;
     }
-#pragma omp parallel num_threads(std::min(threads, kMaxThreads))
+#pragma omp parallel num_threads(threads)
     body(omp_get_thread_num());
 }
 

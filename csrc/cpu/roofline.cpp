@@ -128,7 +128,7 @@ double measure_peak(Peak kind, int threads, double milliseconds) {
 }
 
 double measure_read_bandwidth(int64_t bytes, int threads, int repeats) {
-    threads = std::max(threads, 1);
+    threads = usable_threads(threads);
     const int64_t part = bytes / threads / 4096 * 4096;
     if (part == 0) return 0.0;
     char* data = static_cast<char*>(std::aligned_alloc(4096, part * threads));
