@@ -62,7 +62,13 @@ class Peer:
         command = [python, "-m", "peer_workers", family, str(threads), ",".join(map(str, cpus))]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+                command,
+                env=env,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,  # an interrupt ends the run in order, with what there is
             )
         self.hello = self._answer()
 
@@ -255,7 +261,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--python", action="append", default=[], metavar="FAMILY=PYTHON", help="interpreter of one family"
     )
     p.add_argument(
-        "--lock", metavar="FILE", help="hold this lock file while a cell is timed (shared machines)"
+        "--lock", metavar="FILE", help="take turns with others that hold this lock file (shared machines)"
     )
     p.add_argument(
         "--all", action="store_true", help="print every implementation, not only the best two peers"
@@ -275,14 +281,25 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-@contextlib.contextmanager
-def turn(lock: str | None):
-    if not lock:
-        yield
-        return
-    with open(lock, "a") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        yield
+class Turn:
+    """A lock file that benchmarks of one machine take in turns: held for some cells, then offered."""
+
+    HOLD_SECONDS = 40
+
+    def __init__(self, path: str | None):
+        self.file = open(path, "a") if path else None  # noqa: SIM115
+        self.since: float | None = None
+
+    def take(self) -> None:
+        if self.file and self.since is None:
+            fcntl.flock(self.file, fcntl.LOCK_EX)
+            self.since = time.monotonic()
+
+    def offer(self, at_once: bool = False) -> None:
+        if self.since is not None and (at_once or time.monotonic() - self.since > self.HOLD_SECONDS):
+            fcntl.flock(self.file, fcntl.LOCK_UN)
+            self.since = None
+            time.sleep(0.2)
 
 
 def run(
@@ -293,22 +310,30 @@ def run(
     cpus = sorted(os.sched_getaffinity(0))
     use = cpus[-threads:]  # the first CPU tends to take the interrupts
     with tempfile.TemporaryDirectory() as log_dir, Progress(console=console) as bar:
-        with turn(args.lock):
-            peers = start(args, threads, use, log_dir, notes)
+        turn = Turn(args.lock)
+        turn.take()
+        peers = start(args, threads, use, log_dir, notes)
         versions |= {p.family: p.hello["version"] for p in peers}
         task = bar.add_task("", total=len(cells))
         for cell in cells:
             what = "{threads} thread(s) M={M} {K}x{N} {mode}".format(threads=threads, **cell)
             bar.update(task, description=what)
-            with turn(args.lock):
-                os.sched_setaffinity(0, use)
+            turn.take()
+            os.sched_setaffinity(0, use)
+            try:
                 rows += measure_cell(peers, {**cell, "threads": threads}, args, sweep_bytes, clock, notes)
-                os.sched_setaffinity(0, cpus)
+            except KeyboardInterrupt:
+                notes.append(f"interrupted in {what}")
+                break
+            os.sched_setaffinity(0, cpus)
+            turn.offer()
             bar.advance(task)
             if not console.is_terminal:
                 console.print(f"{what}: done after {time.time() - began:.0f} s")
+        os.sched_setaffinity(0, cpus)
         for peer in peers:
             peer.close()
+        turn.offer(at_once=True)
     return rows
 
 
@@ -330,6 +355,8 @@ def main(argv: list[str] | None = None) -> None:
     ]
     for threads in args.threads:
         rows += run(args, threads, cells, sweep_bytes, notes, versions)
+        if any(n.startswith("interrupted") for n in notes):
+            break
     tables(rows, args.all)
     for note in dict.fromkeys(notes):
         console.print("note: " + note, style="yellow", markup=False)

@@ -17,8 +17,8 @@ from . import CATEGORIES, OURS
 def compare(ours: dict, best: dict) -> dict:
     """Ours against a peer, above 1 where qkernels is faster.
 
-    ``ratio`` [``low`` .. ``high``]: median and middle 80 % of the ratios within a round.  ``quiet``: the ratio
-    of the fastest tenths, which other work on the machine disturbs least.  ``verdict``: "ahead" and "SLOWER"
+    ``ratio`` [``low`` .. ``high``]: median and middle 80 % of the ratios within a round.  ``quiet``: that of
+    the fastest tenths, which other work on the machine disturbs least.  ``verdict``: "ahead" and "SLOWER"
     where the middle 80 % of the rounds agree, else "tie", on the side of the median.
     """
     rounds = zip(ours["rounds"], best["rounds"], strict=False)
