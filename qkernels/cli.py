@@ -36,22 +36,11 @@ def info(
         table.add_row(op, "\n".join(rows))
     console.print(table)
     if roofline:
-        _roofline()
+        from .latency import roofline as limits
 
-
-def _roofline():
-    try:
-        from .latency.roofline import roofline
-    except ImportError:
-        raise UnsupportedError(
-            "info: --roofline needs qkernels.latency.roofline, which is missing here; reinstall qkernels."
-        ) from None
-    with console.status("measuring this machine ..."):
-        limits = roofline()
-    table = Table("limit", "measured", title="Roofline")
-    for name, value in limits.items():
-        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
-    console.print(table)
+        with console.status("measuring this machine ..."):
+            measured = limits.measure()
+        console.print(limits.table(measured))
 
 
 @commands.command()
@@ -93,7 +82,7 @@ def latency(
     from .latency.layers import DEFAULT_SHAPES, measure, parse
 
     table = Table(
-        "M x K x N", "int8 us", "GMAC/s", "GB/s of weights", "float32 us", "speed-up", title="qkernels.linear"
+        "M x K x N", "int8 us", "GMAC/s", "% of peak", "float32 us", "speed-up", title="qkernels.linear"
     )
     for column in table.columns[1:]:
         column.justify = "right"
@@ -106,11 +95,11 @@ def latency(
         ours, theirs = row["int8"], row["float32"]
         table.add_row(
             "x".join(map(str, row["shape"])),
-            f"{ours['us']:.1f} ±{ours['spread']:.0%}",
+            f"{ours.us:.1f} ±{ours.spread:.0%}",
             f"{row['gmac_per_second']:.0f}",
-            f"{row['weight_gb_per_second']:.1f}",
-            f"{theirs['us']:.1f} ±{theirs['spread']:.0%}" if theirs else "-",
-            f"{theirs['us'] / ours['us']:.2f}" if theirs else "-",
+            f"{row['share_of_peak']:.0%}" if row["share_of_peak"] else "-",
+            f"{theirs.us:.1f} ±{theirs.spread:.0%}" if theirs else "-",
+            f"{theirs.us / ours.us:.2f}" if theirs else "-",
         )
     console.print(table)
 

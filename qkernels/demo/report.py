@@ -23,13 +23,10 @@ PAGE = Path(__file__).parent / "page.html"
 def machine():
     """Facts of this machine and its software that a reader of the numbers needs."""
     from .. import __version__, capabilities
+    from ..latency.roofline import cpu_name
 
-    cpu = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as f:
-            cpu = next((line.split(":", 1)[1].strip() for line in f if line.startswith("model name")), cpu)
     return {
-        "cpu": cpu,
+        "cpu": cpu_name(),
         "logical_cpus": os.cpu_count(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
