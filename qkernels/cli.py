@@ -48,7 +48,7 @@ def demo(
     model: Annotated[str, typer.Option(help="The model to compress.")] = "minilm",
     recipes: Annotated[str, typer.Option(help="Recipes, separated by commas; all by default.")] = "",
     threads: Threads = None,
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("qkernels-demo"),
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo-out"),
     quick: Annotated[bool, typer.Option("--quick", help="Few rounds, no torch.compile.")] = False,
 ):
     """Compress a sentence model by each recipe and compare it with float32 and bfloat16 torch."""

@@ -16,7 +16,7 @@ from .variants import PLAIN, build, chosen_recipes
 BATCH = 32
 
 
-def run(model="minilm", recipes=None, threads=None, out="qkernels-demo", quick=False, console=None):
+def run(model="minilm", recipes=None, threads=None, out="demo-out", quick=False, console=None):
     """Measure every variant, write demo.json, demo.png and demo.html into ``out``, print the table.
 
     Args:
