@@ -28,7 +28,7 @@ def as_numpy(x, where, name):
             raise ArgumentError(
                 f"{where}: {name} is on device {x.device}; accepted: cpu. Call {name}.cpu() first."
             )
-        x = x.detach()
+        x = x.detach().resolve_neg()
         try:
             return (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy()
         except (TypeError, RuntimeError) as e:  # sparse, quantized or conjugate tensors, float8

@@ -6,10 +6,12 @@ arguments are tensors and numbers only.
 """
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from . import _native, cpu
 from .cpu import ACTIVATIONS, FLOATS
-from .errors import UnsupportedError
+from .errors import ArgumentError, UnsupportedError
+from .formats import IntWeight
 from .registry import ISAS, current_isa, num_threads
 
 _library = torch.library.Library("qkernels", "DEF")
@@ -33,15 +35,31 @@ def _linear_int8(x, packed, bias, out_features, mode, signed, scale, zero_point,
         raise TypeError(f"qkernels::linear_int8: x is {x.dtype} on {x.device}, out_dtype {out_dtype}.")
     if bias is not None:
         if tuple(bias.shape) != (n,) or not bias.is_cpu:
-            raise ValueError(f"qkernels::linear_int8: bias is {tuple(bias.shape)} on {bias.device}, not ({n},) on cpu.")
+            raise ValueError(
+                f"qkernels::linear_int8: bias is {tuple(bias.shape)} on {bias.device}, not ({n},) on cpu."
+            )
         bias = bias.to(torch.float32).contiguous()
     rows = x.reshape(-1, k).contiguous() if k else x.new_empty((x.shape[:-1].numel(), 0))
     plan = _native.LinearInt8(
-        block, ISAS[current_isa()][0], mode, signed, scale, zero_point, _FLOAT_DTYPES[x.dtype],
-        _FLOAT_DTYPES[out_dtype], activation,
+        block,
+        ISAS[current_isa()][0],
+        mode,
+        signed,
+        scale,
+        zero_point,
+        _FLOAT_DTYPES[x.dtype],
+        _FLOAT_DTYPES[out_dtype],
+        activation,
     )
     out = torch.empty((*x.shape[:-1], n), dtype=out_dtype)
-    row = plan.run(rows.data_ptr(), rows.shape[0], k, 0 if bias is None else bias.data_ptr(), out.data_ptr(), num_threads())
+    row = plan.run(
+        rows.data_ptr(),
+        rows.shape[0],
+        k,
+        0 if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+        num_threads(),
+    )
     if row >= 0:
         cpu.refuse_row("linear", row)
     return out
@@ -55,9 +73,25 @@ def _(x, packed, bias, out_features, mode, signed, scale, zero_point, activation
 _library.impl("linear_int8", _linear_int8, "CPU")
 
 
-def packed_tensor(w):
-    """The prepacked block of an int8 weight as a torch tensor."""
-    return torch.from_numpy(cpu.packed_tensor(w))
+def layout(w):
+    """The prepacked block of an int8 weight as a tensor, on the memory that eager calls use; made once."""
+    block = w.__dict__.get("_packed_tensor")
+    if block is None:
+        with _disable_current_modes():  # real memory, also where fake tensors are being traced
+            cpu.packed(w)
+            block = w.__dict__["_packed_tensor"] = torch.from_numpy(w.__dict__["_block"])
+    return block
+
+
+def _ready_to_trace(self):
+    layout(self)
+    return True
+
+
+# Dynamo runs a function so marked (torch.compiler.assume_constant_result, which would import it here) while it
+# traces, and does not look inside. What it leaves behind is then read from the weight and guarded like any tensor.
+_ready_to_trace._dynamo_marked_constant = True
+IntWeight._ready_to_trace = _ready_to_trace
 
 
 def linear_packed(x, packed, bias, n, input_quant, activation, out_dtype):
@@ -78,18 +112,24 @@ def linear_packed(x, packed, bias, n, input_quant, activation, out_dtype):
 
 
 def linear(x, w, bias, activation, input_quant, compute_dtype, out_dtype, backend):
-    """``qkernels.linear`` under torch.compile."""
+    """``qkernels.linear`` under torch.compile. The operator checks the rest when it runs."""
     if input_quant is None or backend not in (None, "cpu") or compute_dtype is not None:
         raise UnsupportedError(
             "linear: under torch.compile an input_quant is needed, and backend and compute_dtype must be None."
         )
-    packed = w.__dict__.get("_packed_tensor")
-    if packed is None:
-        raise UnsupportedError(
-            "linear: under torch.compile the weight must be prepacked before: call qk.linear once outside, or use "
-            "qk.nn.Linear."
+    if input_quant.granularity == "channel" and input_quant.scale is not None:
+        raise UnsupportedError("linear: under torch.compile the scale of granularity 'channel' must be None.")
+    if x.dim() < 1 or x.shape[-1] != w.shape[1]:
+        raise ArgumentError(
+            f"linear: x has shape {tuple(x.shape)}, w has shape {w.shape} (N, K); the last dimension of x must be "
+            f"K = {w.shape[1]}."
         )
-    return linear_packed(x, packed, bias, w.shape[0], input_quant, activation, out_dtype)
+    if activation not in ACTIVATIONS:
+        raise ArgumentError(
+            f"linear: activation is {activation!r}; accepted: None, 'relu', 'relu6', 'gelu', 'silu'."
+        )
+    w._ready_to_trace()
+    return linear_packed(x, w._packed_tensor, bias, w.shape[0], input_quant, activation, out_dtype)
 
 
 assert set(FLOATS) == {"float32", "bfloat16", "float16"}

@@ -11,8 +11,11 @@ from .errors import ArgumentError
 TINY = 2.0**-100  # an amax below this counts as zero, as in quantize_activations
 
 
-def calibrate(model, layers, calibration):
-    """{name: max|x[..., k]| float32 (K,)} over all inputs of each layer in {name: layer}.
+def calibrate(model, layers, calibration, required):
+    """{name: max|x[..., k]| float32 (K,)} over all inputs of each layer in {name: layer} that they reach.
+
+    Args:
+        required: names of the layers that they must reach.
 
     Raises:
         ArgumentError: no calibration inputs, a layer they do not reach, or an input that is not finite.
@@ -49,10 +52,10 @@ def calibrate(model, layers, calibration):
             hook.remove()
         for module, training in modes:
             module.training = training
-    unreached = [name or "(the model itself)" for name in layers if name not in seen]
+    unreached = [name or "(the model itself)" for name in required if name not in seen]
     if unreached:
         raise ArgumentError(
-            f"compress: calibration reached {len(seen)} of {len(layers)} layers; not {', '.join(unreached)}. "
+            f"compress: calibration did not reach every layer whose recipe is static; not {', '.join(unreached)}. "
             "Give inputs that use them, or leave them out with {name: None}."
         )
     for name, amax in seen.items():
@@ -63,8 +66,8 @@ def calibrate(model, layers, calibration):
     return {name: amax.cpu() for name, amax in seen.items()}
 
 
-def static_scale(where, stats, k, granularity):
-    """max|x| / 127 as a float ("tensor") or float32 (K,) ("channel"), from max|x| per channel."""
+def channel_amax(where, stats, k):
+    """``stats`` checked: float32 (K,), max|x| per input channel."""
     if stats is None:
         raise ArgumentError(
             f"{where}: stats is None, and the recipe is static; accepted: float32 ({k},), max|x| per k."
@@ -74,6 +77,21 @@ def static_scale(where, stats, k, granularity):
         raise ArgumentError(
             f"{where}: stats has shape {amax.shape}; accepted: ({k},), finite and not negative."
         )
+    return amax
+
+
+def smoothing_scale(amax, weight, exponent):
+    """``s[k] = amax[k]**a / max|W[:, k]|**(1 - a)``, float32 (K,); 1 where either is zero (Xiao et al. 2022, eq. 4)."""
+    w = weight.detach().abs().amax(0).float().cpu().numpy() if weight.shape[0] else np.zeros_like(amax)
+    used = (amax >= TINY) & (w >= TINY)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        s = amax**exponent / w ** (1 - exponent)
+    return np.where(used, np.clip(s, 2.0**-60, 2.0**60), 1).astype(np.float32)
+
+
+def static_scale(where, stats, k, granularity):
+    """max|x| / 127 as a float ("tensor") or float32 (K,) ("channel"), from max|x| per channel."""
+    amax = channel_amax(where, stats, k)
     if granularity == "tensor":
         amax = np.max(amax, initial=0)
         return float(np.float32(1) if amax < TINY else amax / np.float32(127))

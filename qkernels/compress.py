@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .calibration import calibrate, static_scale
+from .calibration import calibrate, channel_amax, smoothing_scale, static_scale
 from .errors import ArgumentError, DTypeError
 from .formats import IntWeight
 from .nn import Linear
@@ -24,12 +24,17 @@ class Recipe:
     input      granularity of the activations': "token", "tensor", "channel", or None (weight-only).
     static     the scale of the activations comes from calibration: max|x| / 127. Always so for "channel".
     symmetric  the weight has no zero points.
+    smooth     exponent a of the input scales s[k] = max|x[:, k]|**a / max|W[:, k]|**(1 - a) that are divided out
+               of the activations and folded into the weight, so that a few large input channels do not take
+               the codes of all others (Xiao et al. 2022, eq. 4); 0 for none. Needs calibration: a dynamic recipe
+               does without where none is given. Not with "channel", whose own scales do this.
     """
 
     weight: str = "channel"
     input: object = "token"
     static: bool = False
     symmetric: bool = True
+    smooth: float = 0.0
 
     def __post_init__(self):
         for name, accepted in (
@@ -42,12 +47,16 @@ class Recipe:
             raise ArgumentError(
                 f"Recipe: static is True with input {self.input!r}; accepted: 'tensor', 'channel'."
             )
+        if not 0 <= self.smooth < 1:
+            raise ArgumentError(f"Recipe: smooth is {self.smooth!r}; accepted: 0 (off) to below 1.")
         if self.input == "channel":
             object.__setattr__(self, "static", True)
+        if self.input in ("channel", None):
+            object.__setattr__(self, "smooth", 0.0)
 
 
 RECIPES = {
-    "int8-token": Recipe(),
+    "int8-token": Recipe(smooth=0.5),
     "int8-tensor": Recipe(input="tensor"),
     "int8-static": Recipe(input="tensor", static=True),
     "int8-spiq": Recipe(input="channel", static=True),
@@ -65,8 +74,9 @@ def compress(model, recipe, calibration=None, inplace=False):
     Args:
         recipe: a name out of RECIPES (or "int8", which is "int8-token"), a Recipe, or {pattern: either,
             or None to leave layers alone}; patterns are shell-style on module names; the first match counts.
-        calibration: an iterable of model inputs, for recipes that are static: each a tensor, a tuple of
-            arguments, or a mapping of keyword arguments. The model runs on them in eval mode.
+        calibration: an iterable of model inputs, which static recipes need and dynamic ones use if it is there
+            (Recipe.smooth): each a tensor, a tuple of arguments, or a mapping of keyword arguments. The model
+            runs on them in eval mode.
         inplace: change ``model`` itself; else it stays as it is and only what is not replaced is copied.
 
     Returns:
@@ -80,8 +90,10 @@ def compress(model, recipe, calibration=None, inplace=False):
     if not isinstance(model, nn.Module):
         raise DTypeError(f"compress: model is a {type(model).__name__}; accepted: torch.nn.Module.")
     chosen = choose_layers(model, recipe)
-    static = {name: layer for name, (layer, r) in chosen.items() if r.static}
-    stats = calibrate(model, static, calibration) if static else {}
+    smooth = calibration is not None
+    watched = {name: layer for name, (layer, r) in chosen.items() if r.static or (smooth and r.smooth)}
+    static = [name for name in watched if chosen[name][1].static]
+    stats = calibrate(model, watched, calibration, static) if watched else {}
     if inplace and "" in chosen:
         raise ArgumentError(
             "compress: model is a linear layer itself, which inplace=True cannot replace; use False."
@@ -174,11 +186,15 @@ def compress_linear(linear, recipe, stats=None, name="", weights=None):
         raise ArgumentError(
             f"{where} has forward hooks, which would be lost; remove them, compress, add them again."
         )
-    scale = None
+    folded = scale = None
+    if recipe.smooth and stats is not None:
+        stats = channel_amax(where, stats, linear.in_features)
+        folded = smoothing_scale(stats, linear.weight, recipe.smooth)
+        stats = stats / folded
     if recipe.static:
         scale = static_scale(where, stats, linear.in_features, recipe.input)
     key = (id(linear.weight), recipe.weight, recipe.symmetric)
-    folded = scale if recipe.input == "channel" else None
+    folded = scale if recipe.input == "channel" else folded
     weight = None if folded is not None or weights is None else weights.get(key)
     if weight is None:
         options = {"granularity": recipe.weight, "symmetric": recipe.symmetric, "input_scale": folded}

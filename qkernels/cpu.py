@@ -22,7 +22,7 @@ def address(a):
 
 
 def dtype_name(x):
-    """"float32", "bfloat16", "int8" ... of an array or tensor."""
+    """ "float32", "bfloat16", "int8" ... of an array or tensor."""
     return str(x.dtype).removeprefix("torch.")
 
 
@@ -48,7 +48,7 @@ def packed(w):
     """The weight prepacked, made once and kept with it."""
     p = w.__dict__.get("_packed")
     if p is None:
-        block = packed_tensor(w)
+        block = w.__dict__["_block"] = packed_tensor(w)
         p = w.__dict__["_packed"] = _native.PackedInt8(block.ctypes.data, block.nbytes, block)
     return p
 
@@ -66,7 +66,15 @@ def linear_plan(p, q, x_type, out_type, activation, isa):
     """A native object that runs ``linear`` for one prepacked weight and one set of options."""
     scale = q.scale if input_mode(q) == 2 else 1.0
     return _native.LinearInt8(
-        p, ISAS[isa][0], input_mode(q), q.signed, scale, q.zero_point or 0, x_type, out_type, ACTIVATIONS[activation]
+        p,
+        ISAS[isa][0],
+        input_mode(q),
+        q.signed,
+        scale,
+        q.zero_point or 0,
+        x_type,
+        out_type,
+        ACTIVATIONS[activation],
     )
 
 
@@ -80,7 +88,12 @@ def refuse_row(op, row):
 def linear(r):
     """Registry entry of ``linear`` with integer activations: r is an ops.Request."""
     plan = linear_plan(
-        packed(r.w), r.options["input_quant"], FLOATS[dtype_name(r.x)], FLOATS[r.out_name], r.options["activation"], r.isa
+        packed(r.w),
+        r.options["input_quant"],
+        FLOATS[dtype_name(r.x)],
+        FLOATS[r.out_name],
+        r.options["activation"],
+        r.isa,
     )
     bias = None if r.bias is None else float_vector(r.bias)
     out = r.empty(r.out_name)
@@ -93,7 +106,7 @@ def linear(r):
 def float_vector(bias):
     """A bias as contiguous float32, without a copy where it is that already."""
     if is_torch(bias):
-        return bias.detach().to(sys.modules["torch"].float32).contiguous()
+        return bias.detach().resolve_neg().to(sys.modules["torch"].float32).contiguous()
     return np.ascontiguousarray(bias, np.float32)
 
 
@@ -105,7 +118,14 @@ def matmul_int(r):
     out = r.empty("int32")
     signed = dtype_name(r.x) == "int8"
     packed(r.w).matmul(
-        ISAS[r.isa][0], address(r.x2), signed, r.m, r.pitch, r.options["x_zero_point"], address(out), num_threads()
+        ISAS[r.isa][0],
+        address(r.x2),
+        signed,
+        r.m,
+        r.pitch,
+        r.options["x_zero_point"],
+        address(out),
+        num_threads(),
     )
     return r.shaped(out)
 

@@ -5,7 +5,7 @@ import contextlib
 import torch
 from torch import nn
 
-from . import _native, _torch_ops, cpu, ops
+from . import _torch_ops, ops
 from ._arrays import as_kind
 from .errors import ArgumentError, DTypeError, FormatError, UnsupportedError
 from .formats import IntWeight
@@ -14,16 +14,6 @@ from .quant import InputQuant
 ARRAYS = ("packed", "scale", "zero_point", "input_scale")  # of IntWeight
 BUFFERS = (*ARRAYS, "bias", "x_scale", "x_zero_point")
 INTEGERS = {"packed": torch.uint8, "zero_point": torch.int16, "x_zero_point": torch.int16}
-
-
-def layout(w):
-    """The compute layout of a weight as a tensor, in the memory that eager calls use too; made once."""
-    block = w.__dict__.get("_packed_tensor")
-    if block is None:
-        array = cpu.packed_tensor(w)
-        w.__dict__["_packed"] = _native.PackedInt8(array.ctypes.data, array.nbytes, array)
-        block = w.__dict__["_packed_tensor"] = torch.from_numpy(array)
-    return block
 
 
 class Linear(nn.Module):
@@ -124,7 +114,10 @@ class Linear(nn.Module):
             scale = None if self.x_scale is None else self.x_scale.item()
             zero_point = None if self.x_zero_point is None else int(self.x_zero_point)
             q = InputQuant(8, self.granularity, scale, self.signed, zero_point)
-        self._layout, self._call = None if q is None else layout(w), (w, self.bias, self.activation, q)
+        self._layout, self._call = (
+            None if q is None else _torch_ops.layout(w),
+            (w, self.bias, self.activation, q),
+        )
         return self._call
 
     def _forget(self):

@@ -56,7 +56,7 @@ class Request:
 
 def _as_rows(x, m, n):
     if is_torch(x):
-        x = x.detach().reshape(m, n)
+        x = x.detach().resolve_neg().reshape(m, n)
         if n and x.stride(1) != 1 or m > 1 and x.stride(0) < n:
             x = x.contiguous()
         return x, x.stride(0) if m > 1 else n
@@ -82,7 +82,9 @@ def _check_array(op, name, x, dtypes):
 
 def _check_weight(op, x, w):
     if not isinstance(w, IntWeight):
-        raise DTypeError(f"{op}: w is a {type(w).__name__}; accepted: a weight format such as qkernels.IntWeight.")
+        raise DTypeError(
+            f"{op}: w is a {type(w).__name__}; accepted: a weight format such as qkernels.IntWeight."
+        )
     if x.shape[-1] != w.shape[1]:
         raise ArgumentError(
             f"{op}: x has shape {tuple(x.shape)}, w has shape {w.shape} (N, K); the last dimension of x must be "
@@ -95,7 +97,9 @@ def _check_vector(op, name, v, n, dtypes):
         return
     _check_array(op, name, v, dtypes)
     if tuple(v.shape) != (n,):
-        raise ArgumentError(f"{op}: {name} has shape {tuple(v.shape)}; accepted: ({n},), one per output channel.")
+        raise ArgumentError(
+            f"{op}: {name} has shape {tuple(v.shape)}; accepted: ({n},), one per output channel."
+        )
 
 
 def _check_activation(op, activation):
@@ -143,7 +147,9 @@ def _integer_input(op, xq, w, x_zero_point, bias=None):
         raise DTypeError(f"{op}: x_zero_point is {x_zero_point!r}; accepted: one integer.")
     zero_point = x_zero_point.__index__()
     if not lo <= zero_point <= hi:
-        raise ArgumentError(f"{op}: x_zero_point is {zero_point}; accepted: {lo}..{hi} for {dtype_name(xq)} codes.")
+        raise ArgumentError(
+            f"{op}: x_zero_point is {zero_point}; accepted: {lo}..{hi} for {dtype_name(xq)} codes."
+        )
     _check_accumulator(op, w, lo, hi, zero_point, bias)
     return zero_point
 
@@ -192,42 +198,82 @@ def linear(
         DTypeError: a dtype outside of the above.
         UnsupportedError: no kernel takes the call.
     """
+    observed = False
     if is_torch(x):
         torch = sys.modules["torch"]
         if torch.compiler.is_compiling():
             from . import _torch_ops
 
             return _torch_ops.linear(x, w, bias, activation, input_quant, compute_dtype, out_dtype, backend)
-        # A small layer runs in a few microseconds: a call like one before skips everything but what x decides.
-        plans = w.__dict__.get("_plans") if type(w) is IntWeight else None
-        if plans is not None:
-            key = (x.dtype, activation, input_quant, out_dtype, backend, registry._forced)
-            plan = plans.get(key)
-            if plan is not None and x.is_cpu and x.is_contiguous() and compute_dtype is None:
-                shape = x.shape
-                n, k, out_type, run = plan
-                if shape[-1] == k and (bias is None or _plain_bias(torch, bias, n)):
-                    out = x.new_empty((*shape[:-1], n), dtype=out_type)
-                    row = run(
-                        x.data_ptr(),
-                        x.numel() // k,
-                        k,
-                        0 if bias is None else bias.data_ptr(),
-                        out.data_ptr(),
-                        torch.get_num_threads(),
-                    )
-                    if row >= 0:
-                        cpu.refuse_row("linear", row)
-                    return out
+        observed = _observed(torch, x)
+        if not observed:
+            y = _same_as_before(torch, x, w, bias, activation, input_quant, compute_dtype, out_dtype, backend)
+            if y is not None:
+                return y
     request = linear_request(x, w, bias, activation, input_quant, compute_dtype, out_dtype, backend)
     kernel = registry.pick(request)
-    if kernel.backend == "cpu" and is_torch(x) and w.shape[1]:
-        _keep_plan(request, activation, input_quant, out_dtype, backend)
+    if kernel.backend == "cpu" and is_torch(x):
+        if observed:
+            from . import _torch_ops
+
+            block = _torch_ops.layout(w)
+            return _torch_ops.linear_packed(
+                x, block, bias, w.shape[0], input_quant, activation, getattr(torch, request.out_name)
+            )
+        if w.shape[1]:
+            _keep_plan(request, activation, input_quant, out_dtype, backend)
     return kernel.run(request)
 
 
+def _observed(torch, x):
+    """True where torch must see an operator rather than addresses: tracing, dispatch modes, tensor subclasses."""
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or not _plain(torch, x)
+    )
+
+
+def _plain(torch, x):
+    return type(x) is torch.Tensor or type(x) is torch.nn.Parameter
+
+
+def _same_as_before(torch, x, w, bias, activation, input_quant, compute_dtype, out_dtype, backend):
+    """A small layer runs in a few microseconds: a call like one before skips everything but what x and bias decide.
+
+    None where there was none, or where anything is unusual: the careful path then computes, or says what is wrong.
+    """
+    try:
+        plan = w.__dict__["_plans"][x.dtype, activation, input_quant, out_dtype, backend, registry._forced]
+        n, k, out_type, run = plan
+        shape, b = x.shape, 0
+        if shape[-1] != k or not x.is_cpu or not x.is_contiguous() or x.is_neg() or compute_dtype is not None:
+            return None
+        if bias is not None:
+            if not _plain_bias(torch, bias, n):
+                return None
+            b = bias.data_ptr()
+        shape = (*shape[:-1], n)
+        out = (
+            x.new_empty(shape) if out_type is None else x.new_empty(shape, dtype=out_type)
+        )  # a dtype costs 1.3 us
+        row = run(x.data_ptr(), x.numel() // k, k, b, out.data_ptr(), torch.get_num_threads())
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ArgumentError):
+        return None
+    if row >= 0:
+        cpu.refuse_row("linear", row)
+    return out
+
+
 def _plain_bias(torch, bias, n):
-    return bias.dtype is torch.float32 and bias.is_cpu and bias.shape == (n,) and bias.is_contiguous()
+    return (
+        bias.dtype is torch.float32
+        and bias.shape == (n,)
+        and bias.is_cpu
+        and bias.is_contiguous()
+        and not bias.is_neg()
+        and _plain(torch, bias)
+    )
 
 
 def _keep_plan(r, activation, input_quant, out_dtype, backend):
@@ -240,7 +286,8 @@ def _keep_plan(r, activation, input_quant, out_dtype, backend):
         native = cpu.linear_plan(
             cpu.packed(r.w), input_quant, FLOATS[dtype_name(r.x)], FLOATS[r.out_name], activation, r.isa
         )
-        plans[key] = (*r.w.shape, getattr(torch, r.out_name), native.run)
+        out_type = getattr(torch, r.out_name)
+        plans[key] = (*r.w.shape, None if out_type is r.x.dtype else out_type, native.run)
 
 
 def linear_request(
@@ -263,18 +310,23 @@ def linear_request(
             )
         if input_quant.granularity == "channel":
             input_quant.weight_scale(op, w.numpy().input_scale)
-        elif w.input_scale is not None:
-            raise UnsupportedError(
-                f"{op}: w has an input_scale and input_quant has granularity {input_quant.granularity!r}; accepted: "
-                "'channel', or input_quant=None."
-            )
         lo, hi = (-128, 127) if input_quant.signed else (0, 255)
         _check_accumulator(op, w, lo, hi, input_quant.zero_point or 0)
     elif compute_dtype not in (None, "float32"):
         raise ArgumentError(f"{op}: compute_dtype is {compute_dtype!r}; accepted: None, 'float32'.")
-    name = _name_of_dtype(op, out_dtype, dtype_name(x), tuple(FLOATS) if is_torch(x) else ("float32", "float16"))
+    name = _name_of_dtype(
+        op, out_dtype, dtype_name(x), tuple(FLOATS) if is_torch(x) else ("float32", "float16")
+    )
     return Request(
-        op, x, w, bias, name, backend, activation=activation, input_quant=input_quant, compute_dtype=compute_dtype
+        op,
+        x,
+        w,
+        bias,
+        name,
+        backend,
+        activation=activation,
+        input_quant=input_quant,
+        compute_dtype=compute_dtype,
     )
 
 
@@ -305,9 +357,7 @@ def matmul_int_request(xq, w, x_zero_point=0, backend=None):
     return Request("matmul_int", xq, w, None, "int32", backend, x_zero_point=zero_point)
 
 
-def linear_requant(
-    xq, w, requant, bias=None, x_zero_point=0, activation=None, out_dtype=None, backend=None
-):
+def linear_requant(xq, w, requant, bias=None, x_zero_point=0, activation=None, out_dtype=None, backend=None):
     """Integers only: ``clip(requantize(acc + bias))`` with acc of ``matmul_int`` (thesis 1.4.2). Exact.
 
     Args:
@@ -398,7 +448,9 @@ def quantize_activations_request(x, input_quant, backend=None):
     op = "quantize_activations"
     _check_array(op, "x", x, tuple(FLOATS))
     if not isinstance(input_quant, InputQuant):
-        raise DTypeError(f"{op}: input_quant is a {type(input_quant).__name__}; accepted: qkernels.InputQuant.")
+        raise DTypeError(
+            f"{op}: input_quant is a {type(input_quant).__name__}; accepted: qkernels.InputQuant."
+        )
     if input_quant.granularity == "channel":
         input_quant.channel_scale(op, None, x.shape[-1])
     return Request(op, x, None, None, None, backend, input_quant=input_quant)

@@ -43,7 +43,9 @@ def linear_requant(r):
     bias = None if r.bias is None else as_numpy(r.bias, r.op, "bias")
     acc = reference.matmul_int(_rows(r), w.codes(), r.options["x_zero_point"], w.zero_point)
     acc = acc if bias is None else acc + bias
-    return _result(r, reference.requantize(acc, r.options["requant"], *r.options["limits"]).astype(r.out_name))
+    return _result(
+        r, reference.requantize(acc, r.options["requant"], *r.options["limits"]).astype(r.out_name)
+    )
 
 
 def requantize(r):

@@ -47,6 +47,16 @@ class Kernel:
 _table = []
 _forced = None  # ISA that force_isa chose
 _said = set()  # fallbacks already logged
+_forked = False  # a forked child computes on one thread: csrc/cpu/parallel.cpp
+
+
+def _after_fork():
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def register(*rows):
@@ -184,7 +194,13 @@ def explain(op, *args, **options):
 
 
 def num_threads():
-    """Threads a call may use: torch's setting if torch is loaded, else OMP_NUM_THREADS, else the usable cores."""
+    """Threads a call may use: torch's setting if torch is loaded, else OMP_NUM_THREADS, else the usable cores.
+
+    1 in a forked child, where OpenMP's threads do not exist; start processes that shall use several threads with
+    "spawn" or "forkserver".
+    """
+    if _forked:
+        return 1
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "get_num_threads"):
         return torch.get_num_threads()

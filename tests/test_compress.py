@@ -261,7 +261,7 @@ REFUSED = {
     "shadowed": (dict(recipe={"*": "int8", "head": None}), ArgumentError, ["head", "special ones first"]),
     "all None": (dict(recipe={"*": None}), ArgumentError, ["matches no layer", *NAMES]),
     "no calibration": (dict(recipe="int8-static"), ArgumentError, ["calibration is None", "int8-token"]),
-    "empty": (dict(recipe="int8-spiq", calibration=[]), ArgumentError, ["reached 0 of 5", *NAMES]),
+    "empty": (dict(recipe="int8-spiq", calibration=[]), ArgumentError, ["did not reach", *NAMES]),
     "nan": (
         dict(recipe="int8-static", calibration=[torch.full((1, WIDTH), float("nan"))]),
         ArgumentError,
@@ -288,7 +288,7 @@ def test_refuses_layers_with_hooks(model):
 
 def test_unreached_layers_are_named(model, rng):
     model.extra = nn.Linear(3, 3)
-    with pytest.raises(ArgumentError, match="reached 5 of 6 layers; not extra"):
+    with pytest.raises(ArgumentError, match="did not reach every layer .*; not extra"):
         qk.compress(model, "int8-static", calibration=batches(rng))
     qk.compress(model, {"extra": "int8", "*": "int8-static"}, calibration=batches(rng))
 
@@ -311,3 +311,20 @@ assert type(small) is qk.nn.Linear and "int8-token" in qk.compress.RECIPES
 """
     for line in ("qk.compress", "from qkernels.compress import RECIPES"):
         subprocess.run([sys.executable, "-c", program.format(line)], check=True, timeout=120)
+
+
+def test_smoothing_needs_calibration_and_helps(rng):
+    """int8-token with calibration: the large input channels of x stop costing the others their codes."""
+    linear = nn.Linear(64, 32)
+    x = torch.randn(200, 64)
+    x[:, :3] *= 80
+    exact = linear(x)
+    plain = qk.compress(linear, "int8-token")
+    smooth = qk.compress(linear, "int8-token", calibration=[torch.randn(50, 64) * x.abs().amax(0) / 3])
+    assert plain.weight.input_scale is None and smooth.weight.input_scale.shape == (64,)
+    assert (smooth(x) - exact).norm() < 0.6 * (plain(x) - exact).norm()
+    linear.weight.data[:, 5] = 0  # a channel without weights, and one without inputs
+    stats = torch.ones(64)
+    stats[7] = 0
+    s = qk.nn.Linear.from_float(linear, "int8-token", stats).input_scale
+    assert s[5] == 1 and s[7] == 1 and (s > 0).all()

@@ -270,14 +270,16 @@ def test_not_finite_is_refused(kernel, quant, bad, rng):
 
 @rows("linear")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("quant", ["token", "tensor", "static zero point", "token unsigned", "channel"])
+@pytest.mark.parametrize(
+    "quant",
+    ["token", "tensor", "static zero point", "token unsigned", "channel", "token/s", "tensor/s", "static/s"],
+)
 @pytest.mark.parametrize("activation", [None, "relu", "relu6"])
 def test_linear_is_exact(kernel, shape, quant, activation, threads, rng):
     m, k, n = shape
-    channel = quant == "channel"
-    w = weight(
-        rng, n, k, zero_point=quant == "tensor", input_scale=channel, per_tensor=quant == "static zero point"
-    )
+    quant, _, folded = quant.partition("/")
+    folded = bool(folded) or quant == "channel"
+    w = weight(rng, n, k, zero_point=quant == "tensor", input_scale=folded, per_tensor="static" in quant)
     x, bias = activations(rng, m, k), rng.standard_normal(n).astype(np.float32)
     x = np.clip(x, -1e6, 1e6)
     q = INPUT_QUANTS[quant](w.input_scale)

@@ -8,7 +8,7 @@ import pytest
 from helpers import assert_same, random_codes
 
 from qkernels import reference
-from qkernels.errors import ArgumentError, UnsupportedError
+from qkernels.errors import ArgumentError
 from qkernels.formats import IntWeight
 from qkernels.quant import InputQuant, Requant
 
@@ -296,8 +296,24 @@ def test_spiq_refuses_what_does_not_fit():
         reference.linear_int(x, w, InputQuant(granularity="channel"))
     with pytest.raises(ArgumentError, match="is not the weight's input_scale"):
         reference.linear_int(x, folded, InputQuant(granularity="channel", scale=np.full(3, 2.0)))
-    with pytest.raises(UnsupportedError, match=r"has an input_scale .* granularity 'token'"):
-        reference.linear_int(x, folded, InputQuant())
+
+
+@pytest.mark.parametrize("granularity", ["token", "tensor"])
+def test_input_scale_is_divided_out_before_dynamic_scales(granularity, rng):
+    """W * diag(s) with x / s: powers of two change nothing, and an outlier channel no longer costs the others."""
+    x, W = floats(rng, 5, 40), floats(rng, 7, 40)
+    q, s = InputQuant(granularity=granularity), 2.0 ** rng.integers(-3, 4, 40)
+    folded = IntWeight.quantize(W, input_scale=s)
+    divided = IntWeight.pack(folded.codes(), folded.scale)
+    assert_same(
+        reference.linear_int(x, folded, q), reference.linear_int((x / s).astype(np.float32), divided, q)
+    )
+    x[:, 3] *= 300
+    s = np.ones(40)
+    s[3] = 17
+    plain = reference.linear_int(x, IntWeight.quantize(W), q) - x @ W.T
+    smooth = reference.linear_int(x, IntWeight.quantize(W, input_scale=s), q) - x @ W.T
+    assert np.linalg.norm(smooth) < 0.5 * np.linalg.norm(plain)
 
 
 @each_shape

@@ -57,8 +57,8 @@ class PackedInt8 {
 // What Python has checked for its own calls; the torch operator takes any numbers from a graph.
 void check_linear(const qk::Int8View& w, const qk::InputQuant& q) {
     const qk::Int8Header& h = *w.header;
-    if ((q.mode == qk::InputMode::channel) != (h.has_input_scale != 0))
-        throw std::invalid_argument("LinearInt8: per-channel activations and weights with input_scale belong together");
+    if (q.mode == qk::InputMode::channel && h.has_input_scale == 0)
+        throw std::invalid_argument("LinearInt8: per-channel activations need a weight with input_scale");
     const bool is_static = q.mode == qk::InputMode::static_tensor;
     const int lo = is_static && q.is_signed ? -128 : 0, hi = !is_static ? 0 : q.is_signed ? 127 : 255;
     if (q.zero_point < lo || q.zero_point > hi || !(q.scale >= 0x1p-126f && q.scale <= 0x1p126f))

@@ -27,7 +27,7 @@ inline simd::f32v exp_nonpositive(simd::f32v x) {
 inline simd::f32v gelu(simd::f32v x) {
     using namespace simd;
     const f32v z = mul(abs(x), set1(0.70710678f));
-    const f32v t = div(set1(1.0f), add(set1(1.0f), mul(z, set1(0.3275911f))));
+    const f32v t = reciprocal(add(set1(1.0f), mul(z, set1(0.3275911f))));
     f32v p = set1(1.061405429f);
     p = add(mul(p, t), set1(-1.453152027f));
     p = add(mul(p, t), set1(1.421413741f));
@@ -42,7 +42,7 @@ inline simd::f32v silu(simd::f32v x) {
     using namespace simd;
     const f32v e = exp_nonpositive(sub(set1(0.0f), abs(x)));
     const f32v numerator = select_negative(x, e, set1(1.0f));
-    return mul(x, div(numerator, add(set1(1.0f), e)));
+    return mul(mul(x, numerator), reciprocal(add(set1(1.0f), e)));
 }
 
 inline simd::f32v activate(simd::f32v x, qk::Activation kind) {

@@ -42,6 +42,7 @@ void store_float(const qk::Epilogue& e, const int32_t* tile, int64_t m0, int row
     using namespace simd;
     const float* scale = e.w_scale + n0;
     const float* bias = e.bias ? e.bias + n0 : nullptr;
+    const qk::Activation activation = e.activation;  // a copy: stores could change e for all the compiler knows
     for (int r = 0; r < rows; ++r) {
         const int32_t* row = tile + r * qk::kPanelN;
         Out* out = static_cast<Out*>(e.out) + (m0 + r) * e.ldo + n0;
@@ -51,12 +52,12 @@ void store_float(const qk::Epilogue& e, const int32_t* tile, int64_t m0, int row
             [&](int c) {
                 f32v y = mul(mul(to_float(load(row + c)), load(scale + c)), x_scale);
                 if (bias) y = add(y, load(bias + c));
-                store(out + c, activate(y, e.activation));
+                store(out + c, activate(y, activation));
             },
             [&](int c, int n) {
                 f32v y = mul(mul(to_float(load(row + c, n)), load(scale + c, n)), x_scale);
                 if (bias) y = add(y, load(bias + c, n));
-                store(out + c, activate(y, e.activation), n);
+                store(out + c, activate(y, activation), n);
             });
     }
 }

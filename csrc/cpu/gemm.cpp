@@ -20,11 +20,13 @@ namespace qk {
 
 namespace {
 
-constexpr int64_t kBlockK = 8192;            // 512 KB of a panel
-constexpr int64_t kSuperRows = 4 << 20;      // bytes of codes that one pass over the weight serves
-constexpr int64_t kRowBytes = 512 << 10;     // codes that stay in L2 beside two panels
-constexpr int64_t kTileRows = 192;           // rows whose partial sums are kept while k advances in blocks
-constexpr int64_t kPrefetchBytes = 1 << 20;  // smaller weights sit in L2 where it costs load slots
+constexpr int64_t kBlockK = 8192;               // 512 KB of a panel
+constexpr int64_t kSuperRows = 4 << 20;         // bytes of codes that one pass over the weight serves
+constexpr int64_t kRowBytes = 512 << 10;        // codes that stay in L2 beside two panels
+constexpr int64_t kSharedWeight = 1 << 20;      // a weight that every core may keep in its own L2
+constexpr int64_t kPrepareTogether = 16 << 10;  // codes that one thread makes before two have met
+constexpr int64_t kTileRows = 192;              // rows whose partial sums are kept while k advances in blocks
+constexpr int64_t kPrefetchBytes = 1 << 20;     // smaller weights sit in L2 where it costs load slots
 
 struct Problem {
     const Kernels& isa;
@@ -43,7 +45,8 @@ void run_panel(const Problem& p, int64_t panel, int64_t row_begin, int64_t row_e
     const int cols = static_cast<int>(std::min<int64_t>(kPanelN, h.n - n0));
     const int64_t steps = h.k_pad / kStepK, block = kBlockK / kStepK;
     const int64_t groups = ceil_div(row_end - row_begin, p.isa.mr);
-    const bool ahead = n0 + kPanelN < h.n_pad && h.n_pad * h.k_pad > kPrefetchBytes;
+    // A single row only streams, which the hardware foresees; more rows compute long enough to fetch the next panel.
+    const bool ahead = row_end - row_begin > 1 && n0 + kPanelN < h.n_pad && h.n_pad * h.k_pad > kPrefetchBytes;
     const char* next = reinterpret_cast<const char*>(p.w.panel(panel + 1));
     const int lines = ahead ? static_cast<int>(ceil_div(16, groups)) : 0;  // 16 lines are four k steps
     alignas(64) int32_t tiles[kTileRows * kPanelN];
@@ -55,10 +58,10 @@ void run_panel(const Problem& p, int64_t panel, int64_t row_begin, int64_t row_e
         for (int64_t g = 0; g < groups; ++g) {  // groups of even size: 16 rows are 6 + 5 + 5, not 6 + 6 + 4
             const int rows = static_cast<int>((row_end - row + groups - g - 1) / (groups - g));
             int32_t* tile = tiles + (blocks > 1 ? (row - row_begin) * kPanelN : 0);
-            const bool prefetching = (g + 1) * lines <= 16;
+            const int request = static_cast<int>(std::clamp<int64_t>(16 - g * lines, 0, lines));
             p.isa.micro[rows](p.a + row * p.lda + k0 * kStepK, p.lda, p.w.panel(panel) + k0 * kStepBytes, k_steps,
                               b == 0 ? p.init + n0 : nullptr, tile, next + (k0 * 4 + g * lines * (k_steps / 4)) * 64,
-                              prefetching ? lines : 0);
+                              request);
             if (b == blocks - 1) {
                 if (p.patch) p.isa.patch_zero_point(p.epilogue, tile, row, rows, n0);
                 p.store(p.epilogue, tile, row, rows, n0, cols);
@@ -68,33 +71,54 @@ void run_panel(const Problem& p, int64_t panel, int64_t row_begin, int64_t row_e
     }
 }
 
-struct Split {
-    int64_t panels, chunks, chunk_rows;
-    int64_t units() const { return panels * chunks; }
-};
-
-Split split_work(const Int8Header& h, int64_t m, int threads) {
-    Split s{h.n_pad / kPanelN, 1, m};
-    if (threads > 1 && s.panels < 4 * threads)
-        s.chunks =
-            std::clamp<int64_t>(ceil_div(4 * threads, std::max<int64_t>(s.panels, 1)), 1, std::max<int64_t>(m / 12, 1));
-    if (m * h.k_pad > kRowBytes) s.chunks = std::max(s.chunks, ceil_div(m * h.k_pad, kRowBytes));
-    if (h.k_pad > kBlockK) s.chunks = std::max(s.chunks, ceil_div(m, kTileRows));
-    s.chunk_rows = ceil_div(m, s.chunks);
-    return s;
-}
-
-void run_unit(const Problem& p, const Split& s, int64_t unit) {
-    const int64_t begin = unit / s.panels * s.chunk_rows;
-    const int64_t end = std::min(p.m, begin + s.chunk_rows);
-    if (begin < end) run_panel(p, unit % s.panels, begin, end);
-}
-
-// Threads that the work repays. Waking one costs about a microsecond, so each must find a few microseconds to do; the
-// two rates only need to be right within a factor of two.
+// Threads that the work repays. A region costs a microsecond when the cores are free, and as much again until the other
+// core has the activations, so each thread must find about six to do. The two rates (products and bytes a nanosecond)
+// only need to be right within a factor of two.
 int threads_for(const Int8Header& h, int64_t m, int threads) {
     const double ns = std::max(static_cast<double>(m) * h.n_pad * h.k_pad / 300.0, h.n_pad * h.k_pad / 60.0);
-    return static_cast<int>(std::clamp<double>(ns / 2000.0, 1.0, std::max(threads, 1)));
+    return static_cast<int>(std::clamp<double>(ns / 6000.0, 1.0, std::max(threads, 1)));
+}
+
+// Rows that are prepared and computed together: their codes stay in L2, and their partial sums on the stack.
+int64_t chunk_rows(const Int8Header& h, int64_t m) {
+    const int64_t most =
+        h.k_pad > kBlockK ? kTileRows : std::max<int64_t>(48, kRowBytes / std::max<int64_t>(h.k_pad, 1));
+    return ceil_div(m, std::max<int64_t>(1, ceil_div(m, most)));
+}
+
+// prepare(begin, end) makes the codes of those rows; it runs before they are used, on any thread.
+template <class Prepare>
+void run(const Problem& p, int threads, Prepare prepare) {
+    const Int8Header& h = *p.w.header;
+    const int64_t panels = h.n_pad / kPanelN;
+    // A weight that each core's L2 holds: split the rows, so that codes never travel between cores and nothing waits.
+    const bool by_rows = h.n_pad * h.k_pad <= kSharedWeight && p.m >= 12 * threads;
+    if (threads == 1 || by_rows) {
+        const int64_t rows = chunk_rows(h, threads == 1 ? p.m : ceil_div(p.m, 2 * threads));
+        parallel_for(threads, ceil_div(p.m, rows), [&](int64_t unit) {
+            const int64_t begin = unit * rows, end = std::min(p.m, begin + rows);
+            prepare(begin, end);
+            for (int64_t panel = 0; panel < panels; ++panel) run_panel(p, panel, begin, end);
+        });
+        return;
+    }
+    // Else split the panels, all rows over each, and the rows too where there are few panels.
+    const int64_t wanted =
+        std::min(ceil_div(4 * threads, std::max<int64_t>(panels, 1)), std::max<int64_t>(p.m / 12, 1));
+    const int64_t rows = std::min(chunk_rows(h, p.m), ceil_div(p.m, wanted));
+    const bool together = p.m * h.k > kPrepareTogether;
+    if (!together) prepare(0, p.m);
+    WorkRanges preparations(ceil_div(p.m, 4), threads), units(panels * ceil_div(p.m, rows), threads);
+    on_threads(threads, [&](int thread) {
+        if (together) {
+            preparations.run(thread, [&](int64_t u) { prepare(u * 4, std::min(p.m, u * 4 + 4)); });
+#pragma omp barrier
+        }
+        units.run(thread, [&](int64_t u) {
+            const int64_t begin = u / panels * rows;
+            run_panel(p, u % panels, begin, std::min(p.m, begin + rows));
+        });
+    });
 }
 
 // Start of accumulators when stored codes are u = real code + zero: -zero * colsum + zero * K * w_zero, mod 2^32.
@@ -176,26 +200,13 @@ void int8_gemm_codes(const Kernels& isa, const uint8_t* x, bool is_signed, int64
         const int64_t rows = std::min(most, m - row0);
         const uint8_t* x0 = x + row0 * ldx;
         auto copy = [&](int64_t begin, int64_t end) {
-            for (int64_t r = begin; r < end; ++r) {
+            for (int64_t r = begin; r < end && !direct; ++r) {
                 isa.flip_codes(x0 + r * ldx, h.k, is_signed ? 0x80 : 0, codes + r * lda);
                 finish_row(isa, h, codes + r * lda, patch ? sums + r : nullptr);
             }
         };
         const Problem p{isa, direct ? x0 : codes, lda, rows, w, init, below(epilogue, row0), store, patch};
-        const Split s = split_work(h, rows, threads);
-        if (threads == 1) {
-            if (!direct) copy(0, rows);
-            for (int64_t u = 0; u < s.units(); ++u) run_unit(p, s, u);
-            continue;
-        }
-        WorkRanges copies(ceil_div(rows, 8), threads), units(s.units(), threads);
-        on_threads(threads, [&](int thread) {
-            if (!direct) {
-                copies.run(thread, [&](int64_t u) { copy(u * 8, std::min(rows, u * 8 + 8)); });
-#pragma omp barrier
-            }
-            units.run(thread, [&](int64_t u) { run_unit(p, s, u); });
-        });
+        run(p, threads, copy);
     }
 }
 
@@ -213,6 +224,7 @@ int64_t int8_gemm_float(const Kernels& isa, const void* x, DType x_type, int64_t
     float* scales = scratch.take<float>(most);
     const int32_t* init = starts(w, q.zero_point + (q.is_signed ? 128 : 0), scratch.take<int32_t>(h.n_pad));
     const int64_t x_bytes = x_type == DType::f32 ? 4 : 2;
+    const float* inv_k = h.has_input_scale ? w.inv_input() : nullptr;
     epilogue.w_zero = w.zero_point();
     epilogue.x_sum = sums;
     epilogue.x_scale = q.mode == InputMode::channel ? nullptr : scales;
@@ -223,40 +235,28 @@ int64_t int8_gemm_float(const Kernels& isa, const void* x, DType x_type, int64_t
         std::atomic<uint32_t> bits{0};
         const int64_t chunk = std::max<int64_t>(1, (32 << 10) / std::max<int64_t>(h.k, 1));
         parallel_for(m * h.k > (64 << 10) ? threads : 1, ceil_div(m, chunk), [&](int64_t u) {
-            const uint32_t found = amax_rows(isa, x, x_type, h.k, ldx, u * chunk, std::min(m, u * chunk + chunk));
+            const uint32_t found =
+                amax_rows(isa, x, x_type, h.k, ldx, u * chunk, std::min(m, u * chunk + chunk), inv_k);
             uint32_t seen = bits.load(std::memory_order_relaxed);
             while (found > seen && !bits.compare_exchange_weak(seen, found)) {
             }
         });
         tensor_bits = bits.load();
     }
+    scales[0] = fixed_scale(q, tensor_bits);
     std::atomic<int64_t> bad{-1};
     for (int64_t row0 = 0; row0 < m && bad.load() < 0; row0 += most) {
         const int64_t rows = std::min(most, m - row0);
         const char* x0 = static_cast<const char*>(x) + row0 * ldx * x_bytes;
         auto quantize = [&](int64_t begin, int64_t end) {
-            const int64_t found = quantize_rows(isa, x0, x_type, h.k, ldx, begin, end, q, w.inv_input(), tensor_bits,
+            const int64_t found = quantize_rows(isa, x0, x_type, h.k, ldx, begin, end, q, inv_k, tensor_bits,
                                                 q.is_signed ? 0x80 : 0, codes, lda, scales);
             for (int64_t r = begin; r < end; ++r) finish_row(isa, h, codes + r * lda, patch ? sums + r : nullptr);
             int64_t none = -1;
             if (found >= 0) bad.compare_exchange_strong(none, row0 + found);
         };
         const Problem p{isa, codes, lda, rows, w, init, below(epilogue, row0), store, patch};
-        const Split s = split_work(h, rows, threads);
-        const bool together = threads > 1 && rows * h.k > (16 << 10);  // else one thread is done before two meet
-        if (!together) quantize(0, rows);
-        if (threads == 1) {
-            for (int64_t u = 0; u < s.units(); ++u) run_unit(p, s, u);
-            continue;
-        }
-        WorkRanges quants(ceil_div(rows, 4), threads), units(s.units(), threads);
-        on_threads(threads, [&](int thread) {
-            if (together) {
-                quants.run(thread, [&](int64_t u) { quantize(u * 4, std::min(rows, u * 4 + 4)); });
-#pragma omp barrier
-            }
-            units.run(thread, [&](int64_t u) { run_unit(p, s, u); });
-        });
+        run(p, threads, quantize);
     }
     return bad.load();
 }

@@ -43,18 +43,18 @@ using EpilogueFn = void (*)(const Epilogue& e, const int32_t* tile, int64_t m0, 
 // tile[r][n] -= w_zero[n0 + n] * x_sum[m0 + r]
 using PatchFn = void (*)(const Epilogue& e, int32_t* tile, int64_t m0, int rows, int64_t n0);
 
-// How one row of floats becomes codes: out[k] = clip(rint(x[k] * inv[k]) + zero) ^ flip, clipped to int8 or uint8.
+// How one row of floats becomes codes: out[k] = clip(rint(x[k] * inv_k[k] * inv) + zero) ^ flip, to int8 or uint8.
 struct QuantizeRow {
     float inv = 1.0f;
-    const float* inv_k = nullptr;  // per channel (SPIQ) instead of inv
+    const float* inv_k = nullptr;  // 1 / input_scale of the weight, multiplied first; null: 1
     int16_t zero = 0;
     bool is_signed = true;
     uint8_t flip = 0;   // 0x80 stores int8 codes as code + 128, as the integer core wants them
-    bool check = true;  // report the largest |x|; without it, |x * inv| must be below 2^30
+    bool check = true;  // report the largest |x|; without it, |x * inv_k * inv| must be below 2^30
 };
-// Largest bit pattern of |x|: float order, and >= 0x7f800000 exactly where something is not finite.
-using AmaxFn = uint32_t (*)(const void* x, int64_t k);
-// Writes k codes; returns the same maximum, or 0 where q.check is false.
+// Largest bit pattern of |x * inv_k|: float order, and >= 0x7f800000 exactly where something is not finite.
+using AmaxFn = uint32_t (*)(const void* x, int64_t k, const float* inv_k);
+// Writes k codes; returns the largest bit pattern of |x|, or 0 where q.check is false.
 using QuantizeFn = uint32_t (*)(const void* x, int64_t k, const QuantizeRow& q, uint8_t* out);
 using FlipCodesFn = void (*)(const uint8_t* x, int64_t k, uint8_t flip, uint8_t* out);
 using SumCodesFn = int32_t (*)(const uint8_t* x, int64_t k);

@@ -34,6 +34,11 @@ float dynamic_scale(uint32_t amax_bits, bool is_signed) {
     return amax / (is_signed ? 127.0f : 255.0f);
 }
 
+float fixed_scale(const InputQuant& q, uint32_t tensor_bits) {
+    if (q.mode == InputMode::static_tensor) return q.scale;
+    return q.mode == InputMode::dynamic_tensor ? dynamic_scale(tensor_bits, q.is_signed) : 1.0f;
+}
+
 int64_t quantize_rows(const Kernels& isa, const void* x, DType x_type, int64_t k, int64_t ldx, int64_t row_begin,
                       int64_t row_end, const InputQuant& q, const float* inv_k, uint32_t tensor_bits, uint8_t flip,
                       uint8_t* codes, int64_t ldo, float* scales) {
@@ -42,17 +47,15 @@ int64_t quantize_rows(const Kernels& isa, const void* x, DType x_type, int64_t k
     row.zero = static_cast<int16_t>(q.zero_point);
     row.is_signed = q.is_signed;
     row.flip = flip;
-    row.check = q.mode == InputMode::static_tensor;
-    float scale = 1.0f;
-    if (q.mode == InputMode::static_tensor) scale = q.scale;
-    if (q.mode == InputMode::dynamic_tensor) scale = dynamic_scale(tensor_bits, q.is_signed);
-    if (q.mode == InputMode::channel) row.inv_k = inv_k;
+    row.inv_k = inv_k;
+    row.check = q.mode == InputMode::static_tensor || q.mode == InputMode::channel;
+    float scale = fixed_scale(q, tensor_bits);
     int64_t bad = q.mode == InputMode::dynamic_tensor && tensor_bits >= kNotFinite ? row_begin : -1;
     for (int64_t m = row_begin; m < row_end; ++m) {
         const char* data = row_of(x, x_type, ldx, m);
         uint32_t bits = 0;
         if (q.mode == InputMode::dynamic_token) {
-            bits = isa.amax[type](data, k);
+            bits = isa.amax[type](data, k, inv_k);
             scale = dynamic_scale(bits, q.is_signed);
             scales[m] = scale;
         }
@@ -60,38 +63,36 @@ int64_t quantize_rows(const Kernels& isa, const void* x, DType x_type, int64_t k
         bits = std::max(bits, isa.quantize[type](data, k, row, codes + m * ldo));
         if (bits >= kNotFinite && bad < 0) bad = m;
     }
-    if (row_begin == 0 && q.mode != InputMode::dynamic_token) scales[0] = scale;
     return bad;
 }
 
 uint32_t amax_rows(const Kernels& isa, const void* x, DType x_type, int64_t k, int64_t ldx, int64_t row_begin,
-                   int64_t row_end) {
+                   int64_t row_end, const float* inv_k) {
     uint32_t bits = 0;
     for (int64_t m = row_begin; m < row_end; ++m)
-        bits = std::max(bits, isa.amax[static_cast<int>(x_type)](row_of(x, x_type, ldx, m), k));
+        bits = std::max(bits, isa.amax[static_cast<int>(x_type)](row_of(x, x_type, ldx, m), k, inv_k));
     return bits;
 }
 
 int64_t quantize_activations(const Kernels& isa, const void* x, DType x_type, int64_t m, int64_t k, int64_t ldx,
                              const InputQuant& q, const float* inv_k, uint8_t* codes, float* scales, int threads) {
     threads = threads_for_bytes(threads, m * k * (x_type == DType::f32 ? 4 : 2));
-    scales[0] = 1.0f;
     std::atomic<uint32_t> tensor_bits{0};
     if (q.mode == InputMode::dynamic_tensor) {
         parallel_for(threads, m, [&](int64_t row) {
-            const uint32_t bits = amax_rows(isa, x, x_type, k, ldx, row, row + 1);
+            const uint32_t bits = amax_rows(isa, x, x_type, k, ldx, row, row + 1, inv_k);
             uint32_t seen = tensor_bits.load(std::memory_order_relaxed);
             while (bits > seen && !tensor_bits.compare_exchange_weak(seen, bits)) {
             }
         });
     }
+    if (q.mode != InputMode::dynamic_token) scales[0] = fixed_scale(q, tensor_bits.load());
     std::atomic<int64_t> bad{-1};
     parallel_for(threads, m, [&](int64_t row) {
         const int64_t found =
             quantize_rows(isa, x, x_type, k, ldx, row, row + 1, q, inv_k, tensor_bits.load(), 0, codes, k, scales);
         if (found >= 0) keep_first(bad, found);
     });
-    if (m == 0 && q.mode == InputMode::static_tensor) scales[0] = q.scale;
     return bad.load();
 }
 

@@ -13,14 +13,17 @@ inline constexpr uint32_t kNotFinite = 0x7f800000u;
 // The scale that a dynamic maximum gives: amax / 127 (255 for unsigned codes), 1 where nothing is there to scale.
 float dynamic_scale(uint32_t amax_bits, bool is_signed);
 
-// codes (m, ldo) bytes, each xor flip; scales: 1 or m floats, as q.mode asks. inv_k: 1 / scale per input channel for
-// InputMode::channel. `tensor_bits` is the maximum over the whole tensor for InputMode::dynamic_tensor. Returns the
-// first row with a non-finite value, or -1.
+// The one scale of a call where rows do not have their own: static, per tensor, or 1 (per channel).
+float fixed_scale(const InputQuant& q, uint32_t tensor_bits);
+
+// codes (m, ldo) bytes, each xor flip; scales: one a row for InputMode::dynamic_token, else not written. inv_k:
+// 1 / input_scale of the weight, or null. `tensor_bits` is the maximum over the whole tensor for
+// InputMode::dynamic_tensor. Returns the first row with a non-finite value, or -1.
 int64_t quantize_rows(const Kernels& isa, const void* x, DType x_type, int64_t k, int64_t ldx, int64_t row_begin,
                       int64_t row_end, const InputQuant& q, const float* inv_k, uint32_t tensor_bits, uint8_t flip,
                       uint8_t* codes, int64_t ldo, float* scales);
 uint32_t amax_rows(const Kernels& isa, const void* x, DType x_type, int64_t k, int64_t ldx, int64_t row_begin,
-                   int64_t row_end);
+                   int64_t row_end, const float* inv_k);
 
 // The public op: codes and scales for a matrix. Returns the first non-finite row, or -1.
 int64_t quantize_activations(const Kernels& isa, const void* x, DType x_type, int64_t m, int64_t k, int64_t ldx,

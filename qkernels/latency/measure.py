@@ -89,7 +89,7 @@ def in_turns(subjects, seconds=0.3, beside=None):
 
     Args:
         subjects: {name: call or sequence of calls}. A sequence is gone through again and again: where each
-            call has a weight of its own and all exceed the last-level cache, every call finds its weight cold.
+            call has a weight of its own and all exceed the last-level cache, every call finds it cold.
         seconds: for each subject; longer (up to PATIENCE times) while its median has not settled.
         beside: a function without arguments that samples the machine (a peak, say) before every round.
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from ..errors import UnsupportedError
 from .activation import apply_activation
 from .quantize import quantize_activations
 from .requantize import requantize
@@ -26,8 +25,10 @@ def linear_int(x, w, iq, bias=None, activation=None, out_dtype=np.float32):
 
     ``y[m, n] = act(((float32(acc[m, n]) * w.scale[n]) * x_scale[m]) + bias[n])``
 
-    each operation rounded to float32, no fused multiply-add. With granularity "channel" the scale of x is
-    already part of the weight (SPIQ, thesis eq. 3.11), and x_scale is 1.
+    each operation rounded to float32, no fused multiply-add. Where the weight has an input_scale s, its codes
+    are those of W * diag(s), and x * (1 / s) is what is quantized. With granularity "channel" that is already
+    all of the scale (SPIQ, thesis eq. 3.11), and x_scale is 1; the others scale what is left per token or
+    tensor (the smoothing of Xiao et al. 2022).
 
     Args:
         x: float32 (M, K). w: IntWeight with NumPy fields. iq: InputQuant. bias: float32 (N,) or None.
@@ -35,13 +36,11 @@ def linear_int(x, w, iq, bias=None, activation=None, out_dtype=np.float32):
     Returns:
         out_dtype (M, N).
     """
-    if w.input_scale is not None and iq.granularity != "channel":
-        raise UnsupportedError(
-            f"linear: the weight has an input_scale and input_quant has granularity {iq.granularity!r}; "
-            "accepted: 'channel', or input_quant=None."
-        )
     if iq.granularity == "channel":
         iq.weight_scale("linear", w.input_scale)
+    elif w.input_scale is not None:
+        with np.errstate(over="ignore"):
+            x = x * (np.float32(1) / w.input_scale)
     xq, x_scale = quantize_activations(x, iq, w.input_scale)
     acc = matmul_int(xq, w.codes(), iq.zero_point or 0, w.zero_point)
     with np.errstate(over="ignore"):

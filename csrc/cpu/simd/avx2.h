@@ -59,7 +59,10 @@ inline f32v set1(float x) { return _mm256_set1_ps(x); }
 inline f32v add(f32v a, f32v b) { return _mm256_add_ps(a, b); }
 inline f32v sub(f32v a, f32v b) { return _mm256_sub_ps(a, b); }
 inline f32v mul(f32v a, f32v b) { return _mm256_mul_ps(a, b); }
-inline f32v div(f32v a, f32v b) { return _mm256_div_ps(a, b); }
+inline f32v reciprocal(f32v a) {
+    const f32v r = _mm256_rcp_ps(a);
+    return mul(r, sub(set1(2.0f), mul(a, r)));
+}
 inline f32v min(f32v a, f32v b) { return _mm256_min_ps(a, b); }
 inline f32v max(f32v a, f32v b) { return _mm256_max_ps(a, b); }
 inline f32v abs(f32v a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }

@@ -41,7 +41,11 @@ inline f32v set1(float x) { return _mm512_set1_ps(x); }
 inline f32v add(f32v a, f32v b) { return _mm512_add_ps(a, b); }
 inline f32v sub(f32v a, f32v b) { return _mm512_sub_ps(a, b); }
 inline f32v mul(f32v a, f32v b) { return _mm512_mul_ps(a, b); }
-inline f32v div(f32v a, f32v b) { return _mm512_div_ps(a, b); }
+// 1 / a within 2^-23 or so, for a >= 1: an estimate and one Newton step; a division takes sixteen cycles
+inline f32v reciprocal(f32v a) {
+    const f32v r = _mm512_rcp14_ps(a);
+    return mul(r, sub(set1(2.0f), mul(a, r)));
+}
 inline f32v min(f32v a, f32v b) { return _mm512_min_ps(a, b); }
 inline f32v max(f32v a, f32v b) { return _mm512_max_ps(a, b); }
 inline f32v abs(f32v a) { return _mm512_abs_ps(a); }

@@ -53,7 +53,7 @@ inline f32v set1(float x) { return x; }
 inline f32v add(f32v a, f32v b) { return a + b; }
 inline f32v sub(f32v a, f32v b) { return a - b; }
 inline f32v mul(f32v a, f32v b) { return a * b; }
-inline f32v div(f32v a, f32v b) { return a / b; }
+inline f32v reciprocal(f32v a) { return 1.0f / a; }
 inline f32v min(f32v a, f32v b) { return a < b ? a : b; }
 inline f32v max(f32v a, f32v b) { return a > b ? a : b; }
 inline f32v abs(f32v a) { return std::fabs(a); }
