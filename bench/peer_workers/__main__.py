@@ -26,7 +26,6 @@ class Worker:
         self.module = importlib.import_module(f"{__package__}.{FAMILIES[family].module}")
         self.version, variants, self.notes = self.module.load(threads)
         self.variants = {v.name: v for v in variants}
-        self.rates: dict[str, float] = {}  # MAC a second at the probe
         self.cases: dict = {}
         self.sweep = None
         self.current = None
@@ -38,7 +37,12 @@ class Worker:
                 try:
                     error, seconds = self._build(name, self.problem.Problem(M, 384, 384), 2)
                     self._refuse(error, variant, (M, 384, 384))
-                    rate = self.rates[name] = M * 384 * 384 / seconds
+                    call = self.cases[name].calls[0]
+                    for _ in range(20):  # one slow call may be another process's fault
+                        if M == 1 or M * 384 * 384 / seconds > SLOW:
+                            break
+                        seconds = min(seconds, timed(call) / self.cases[name].inner)
+                    rate = M * 384 * 384 / seconds
                     if M > 1 and rate < SLOW:
                         raise TimeoutError(f"{rate / 1e9:.2f} GMAC/s at M = {M}: a reference kernel")
                 except Exception as e:
@@ -60,9 +64,7 @@ class Worker:
         self.cases[name] = built
         for call in built.calls:  # once each: some pack a weight when they first meet it
             call()
-        t0 = time.perf_counter()
-        built.calls[0]()
-        seconds = (time.perf_counter() - t0) / built.inner
+        seconds = timed(built.calls[0]) / built.inner
         return problem.error(built), seconds
 
     def build(self, name: str, M: int, K: int, N: int, copies: int, sweep_bytes: int) -> dict:
@@ -94,6 +96,12 @@ class Worker:
         if hasattr(self.module, "drop"):
             self.module.drop()
         return {}
+
+
+def timed(call) -> float:
+    t0 = time.perf_counter()
+    call()
+    return time.perf_counter() - t0
 
 
 def describe(e: BaseException) -> str:

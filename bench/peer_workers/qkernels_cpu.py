@@ -1,5 +1,9 @@
-"""qkernels itself: the bare prepacked kernel and the public functions on torch tensors (NumPy arrays
-without torch)."""
+"""qkernels itself, twice: the public functions, and the kernel alone.
+
+The public functions allocate their result in each call, like those of torch and zentorch; on torch tensors,
+or NumPy arrays without torch.  The kernel alone has weights, input and result bound before, as the rows of
+LiteRT, onnxruntime and OpenVINO do.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from .problem import Built, Problem, Variant
 
 def load(threads: int):
     import qkernels as qk
-    from qkernels import _native
+    from qkernels import cpu, registry
 
     try:
         import torch
@@ -20,60 +24,74 @@ def load(threads: int):
         tensor = torch.from_numpy
     except ImportError:
         torch, tensor = None, lambda a: a
-    isa = _native.best_isa()
+    isa = registry.current_isa()
+    number = registry.ISAS[isa][0]
 
-    def weight(p: Problem, i: int) -> qk.IntWeight:
-        return qk.IntWeight.pack(tensor(p.weight(i)), tensor(p.w_scale[:, None].copy()))
+    def weights(p: Problem, copies: int) -> list[qk.IntWeight]:
+        scale = tensor(p.w_scale[:, None].copy())
+        return [qk.IntWeight.pack(tensor(p.weight(i)), scale) for i in range(copies)]
 
-    def aligned(size: int) -> np.ndarray:
-        a = np.zeros(size + 64, np.uint8)
-        return a[-a.ctypes.data % 64 :][:size]
+    def packed(p: Problem, copies: int) -> list:
+        return [cpu.packed(qk.IntWeight.pack(p.weight(i), p.w_scale[:, None])) for i in range(copies)]
 
-    def bare(p: Problem, copies: int) -> Built:
-        """The kernel as the layers call it: prepacked weights, a result array that exists, addresses."""
+    def requant(p: Problem) -> tuple[np.ndarray, float, qk.Requant]:
+        reference = p.reference(p.x_s8, p.x_scale)
+        out_scale = p.output_scale(reference)
+        return (
+            reference,
+            out_scale,
+            qk.Requant.from_scale(p.w_scale.astype(np.float64) * p.x_scale / out_scale),
+        )
+
+    def gemm_alone(p: Problem, copies: int) -> Built:
         out = np.empty((p.M, p.N), np.int32)
-        size = _native.int8_packed_bytes(p.N, p.K, False, False)
-        packed = []
-        for i in range(copies):
-            w, block = p.weight(i), aligned(size)
-            _native.int8_prepack(
-                w.ctypes.data, p.N, p.K, p.w_scale.ctypes.data, 1, 0, 0, 0, block.ctypes.data, size
-            )
-            packed.append(_native.PackedInt8(block.ctypes.data, size, block))
-        x, y = p.x_s8.ctypes.data, out.ctypes.data
-        calls = [lambda f=w.matmul: f(isa, x, True, p.M, p.K, 0, y, threads) for w in packed]
+        args = (number, p.x_s8.ctypes.data, True, p.M, p.K, 0, out.ctypes.data, threads)
+        calls = [lambda run=w.matmul: run(*args) for w in packed(p, copies)]
         return Built(calls, lambda: (calls[0](), out * p.w_scale.astype(np.float64))[1], p.reference(p.x_s8))
 
-    def matmul_int(p: Problem, copies: int) -> Built:
-        x, weights = tensor(p.x_s8), [weight(p, i) for i in range(copies)]
-        calls = [lambda w=w: qk.matmul_int(x, w) for w in weights]
+    def gemm(p: Problem, copies: int) -> Built:
+        x = tensor(p.x_s8)
+        calls = [lambda w=w: qk.matmul_int(x, w) for w in weights(p, copies)]
         return Built(
             calls, lambda: np.asarray(calls[0]()) * p.w_scale.astype(np.float64), p.reference(p.x_s8)
         )
 
-    def linear_requant(p: Problem, copies: int) -> Built:
-        x, weights = tensor(p.x_s8), [weight(p, i) for i in range(copies)]
-        reference = p.reference(p.x_s8, p.x_scale)
-        out_scale = p.output_scale(reference)
-        requant = qk.Requant.from_scale(p.w_scale.astype(np.float64) * p.x_scale / out_scale)
-        calls = [lambda w=w: qk.linear_requant(x, w, requant) for w in weights]
+    def requant_alone(p: Problem, copies: int) -> Built:
+        reference, out_scale, r = requant(p)
+        out, arrays = np.empty((p.M, p.N), np.int8), cpu.requant_arrays(r, p.N, -128, 127)
+        args = (number, p.x_s8.ctypes.data, True, p.M, p.K, 0, arrays, 0, out.ctypes.data, threads)
+        calls = [lambda run=w.matmul_requant, keep=r: run(*args) for w in packed(p, copies)]
+        return Built(calls, lambda: (calls[0](), out * out_scale)[1], reference)
+
+    def requantized(p: Problem, copies: int) -> Built:
+        x, (reference, out_scale, r) = tensor(p.x_s8), requant(p)
+        calls = [lambda w=w: qk.linear_requant(x, w, r) for w in weights(p, copies)]
         return Built(calls, lambda: np.asarray(calls[0]()) * out_scale, reference)
+
+    def linear_alone(p: Problem, copies: int) -> Built:
+        out, kind = np.empty((p.M, p.N), np.float32), cpu.FLOATS["float32"]
+        plans = [cpu.linear_plan(w, qk.InputQuant(), kind, kind, None, isa) for w in packed(p, copies)]
+        args = (p.x.ctypes.data, p.M, p.K, 0, out.ctypes.data, threads)
+        calls = [lambda run=plan.run: run(*args) for plan in plans]
+        return Built(calls, lambda: (calls[0](), out)[1], p.reference(p.x))
 
     def linear(dtype: str | None):
         def build(p: Problem, copies: int) -> Built:
-            x, weights = tensor(p.x), [weight(p, i) for i in range(copies)]
+            x = tensor(p.x)
             x = x.to(getattr(torch, dtype)) if dtype else x
             quant = qk.InputQuant()
-            calls = [lambda w=w: qk.linear(x, w, input_quant=quant) for w in weights]
+            calls = [lambda w=w: qk.linear(x, w, input_quant=quant) for w in weights(p, copies)]
             real = (lambda y: y.float().numpy()) if dtype else np.asarray
             return Built(calls, lambda: real(calls[0]()), p.reference(p.x))
 
         return build
 
     variants = [
-        Variant("qkernels kernel alone s8->s32", "gemm", bare, "exact"),
-        Variant("qkernels matmul_int s8->s32", "gemm", matmul_int, "exact"),
-        Variant("qkernels linear_requant s8->s8", "requant", linear_requant, "codes_out"),
+        Variant("qkernels kernel alone s8->s32", "gemm", gemm_alone, "exact"),
+        Variant("qkernels matmul_int s8->s32", "gemm", gemm, "exact"),
+        Variant("qkernels kernel alone s8->s8", "requant", requant_alone, "codes_out"),
+        Variant("qkernels linear_requant s8->s8", "requant", requantized, "codes_out"),
+        Variant("qkernels kernel alone f32->f32", "linear_f32", linear_alone, "dynamic"),
         Variant("qkernels linear f32->f32", "linear_f32", linear(None), "dynamic"),
     ]
     if torch:
