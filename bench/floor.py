@@ -32,9 +32,12 @@ def _bandwidth(nbytes, threads, period):
 
 
 def bandwidth(row, nbytes):
-    """GB/s of what holds the bytes: memory if the row is cold, else their cache level; every 10 s."""
+    """GB/s of what holds the bytes: memory if the row is cold, else their cache level.
+
+    Measured anew for each row that it bounds, for others every 20 s.
+    """
     size = roofline.beyond_cache_bytes() if row.mode == "cold" else nbytes
-    return _bandwidth(size, row.threads, int(time.monotonic() // 10))
+    return _bandwidth(size, row.threads, time.monotonic() // (1 if row.M <= 16 else 20))
 
 
 def compare(row, timing, nbytes):
@@ -61,6 +64,7 @@ def compare(row, timing, nbytes):
         "spread": timing.spread,
         "calls": timing.calls,
         "ghz": timing.ghz,
+        "quiet": timing.quiet,
         "peak_gmacs": float(np.median(peaks)) if peaks else None,
         "bandwidth_gbs": speed,
         "bytes": nbytes,
@@ -75,7 +79,7 @@ def compare(row, timing, nbytes):
 
 
 def line(row, info):
-    """A row as one line of text."""
+    """A row as one line of text; ~ marks one whose cores were shared with a neighbour."""
     return f"{row!s:<72} {rates(info)}"
 
 
@@ -87,5 +91,6 @@ def rates(info):
     speed = f"{info['gbs']:.1f} GB/s" if info["bound"] == "memory" else f"{info['gmacs']:.0f} GMAC/s"
     return (
         f"{microseconds(info['us']):>8} us ±{info['spread']:.1%}  {speed:>12}  "
-        f"floor {microseconds(info['floor_us'])} us  {info['percent']:.0f}%  rel.err {info['error']:.1e}"
+        f"floor {microseconds(info['floor_us'])} us  {info['percent']:.0f}%{'' if info['quiet'] else '~'}  "
+        f"rel.err {info['error']:.1e}"
     )

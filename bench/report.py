@@ -42,11 +42,12 @@ def cells(row):
     target = {None: "", True: "met", False: "[red]missed[/red]"}[row["target"]]
     name = f"{row['kernel'].partition('/')[2]} {row['variant']}"
     shape = f"{row['K']} x {row['N']}" if row["macs"] else str(row["K"])
+    tilde = "" if row["quiet"] else "~"
     color = "green" if row["percent"] >= 90 else "yellow" if row["percent"] >= 60 else "red"
     return (
         *(name, str(row["M"]), shape, row["mode"], str(row["threads"])),
         *(microseconds(row["us"]), f"±{row['spread']:.1%}", rate, microseconds(row["floor_us"])),
-        *(f"[{color}]{row['percent']:.0f}[/{color}]", target, f"{row['error']:.1e}"),
+        *(f"[{color}]{row['percent']:.0f}{tilde}[/{color}]", target, f"{row['error']:.1e}"),
     )
 
 
@@ -75,12 +76,11 @@ def main():
     args = parser.parse_args()
     run = json.loads(args.json.read_text())
     kept = run if "rows" in run else result(run)
-    console = Console(width=max(Console().width, 130), highlight=False)
+    console = Console(width=max(Console().width, 150), highlight=False)
     for table in tables(kept["rows"]):
         console.print(table)
-    console.print(
-        "Targets: cold M = 1 within bytes / (0.95 bandwidth) + 3 us; warm products from a GMAC up at 97 %."
-    )
+    console.print("Targets: cold M = 1 within bytes / (0.95 bandwidth) + 3 us; warm, 1 GMAC or more: 97 %.")
+    console.print("~ a neighbour shared the core, as on rented machines, while this row was timed.")
     if kept is not run:
         device = re.sub(r"\W+", "-", kept["device"]["cpu"].lower()).strip("-")
         date = re.sub(r"\D", "", kept["date"])[:12]

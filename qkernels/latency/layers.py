@@ -50,7 +50,7 @@ def measure(shape, threads=None, seconds=0.3):
         calls["float32"] = lambda: torch.nn.functional.linear(x, dense)
     elif threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
-    timings = in_turns(calls, seconds)
+    timings = in_turns(calls, seconds, threads=num_threads())
     speed = m * k * n / timings["int8"].us * 1e-3
     limit = roofline.quick(num_threads()).peaks.get(f"int8 {current_isa()}")
     return {

@@ -1,4 +1,4 @@
-"""The one timer: warm-up, batches, rounds that alternate with a sample of the machine's speed."""
+"""The one timer: warm-up, batches of calls, rounds that alternate with samples of the machine's speed."""
 
 import gc
 import itertools
@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import _native
+from . import quiet
 
 WARM_UPS = 10
-ROUNDS = 8  # a round of each subject, then the next: what drifts hits all of them
+ROUNDS = 6  # a round of each subject, then the next: what drifts hits all of them
 BATCH_SECONDS = 1e-4  # calls are timed in batches, so that reading the clock (0.1 us) does not count
 STABLE = 0.005  # relative standard error of the median that ends a measurement
 PATIENCE = 3  # ... or this many times the seconds asked for
+ENOUGH = 3  # rounds on quiet cores that count for the whole
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,9 @@ class Timing:
     ``us`` median, ``p10`` and ``p90`` over batches of calls; ``spread`` half the distance of the quartiles
     relative to the median; ``samples`` (n,) all of them; ``rounds`` the median of each round; ``beside`` what
     ``beside()`` gave right before each round; ``ghz`` the median clock; ``calls`` how many calls were timed.
+
+    ``quiet``: True where everything above is from rounds in which no neighbour shared a core (``quiet.py``),
+    False where there were too few of those and all rounds count.
     """
 
     us: float
@@ -34,16 +39,28 @@ class Timing:
     beside: list
     ghz: float
     calls: int
+    quiet: bool
 
     def __str__(self):
         return f"{self.us:.4g} us ±{self.spread:.1%}"
 
 
+@dataclass
+class _Round:
+    times: list
+    beside: object
+    ghz: float
+    quiet: bool
+
+    @property
+    def us(self):
+        return float(np.median(self.times))
+
+
 class _Run:
-    def __init__(self, calls):
-        self.calls = [calls] if callable(calls) else list(calls)
-        self.turn = itertools.cycle(self.calls)
-        self.samples, self.rounds, self.beside, self.ghz, self.count = [], [], [], [], 0
+    def __init__(self, calls, threads):
+        self.turn = itertools.cycle([calls] if callable(calls) else list(calls))
+        self.threads, self.rounds = threads, []
 
     def warm_up(self, least, seconds):
         """``least`` calls, or fewer (two at least) if they take ``seconds``; sets the size of a batch."""
@@ -58,9 +75,11 @@ class _Run:
         self.batch = max(1, int(BATCH_SECONDS / ((clock() - begin) / m)))
 
     def round(self, seconds, beside):
+        before = quiet.slowdown(self.threads)
+        if before > quiet.BUSY:
+            seconds /= 4  # look for a better moment sooner
+        ghz, sample = _native.core_ghz(), beside() if beside else None
         clock, times, batch = time.perf_counter, [], self.batch
-        self.ghz.append(_native.core_ghz())
-        self.beside.append(beside() if beside else None)
         end = clock() + seconds
         while not times or clock() < end:
             calls = tuple(itertools.islice(self.turn, batch))
@@ -68,35 +87,53 @@ class _Run:
             for call in calls:
                 call()
             times.append((clock() - start) / batch * 1e6)
-        self.count += batch * len(times)
-        self.samples += times
-        self.rounds.append(float(np.median(times)))
+        worst = max(before, quiet.slowdown(self.threads))
+        self.rounds.append(_Round(times, sample, ghz, worst <= quiet.BUSY))
 
-    def stable(self):
-        error = 1.25 * np.std(self.rounds) / len(self.rounds) ** 0.5
-        return error <= STABLE * np.median(self.rounds)
+    def counted(self):
+        """The rounds that count, and whether they are quiet ones."""
+        calm = [r for r in self.rounds if r.quiet]
+        return (calm, True) if len(calm) >= ENOUGH else (self.rounds, False)
+
+    def settled(self):
+        rounds, calm = self.counted()
+        medians = [r.us for r in rounds]
+        error = 1.25 * np.std(medians) / len(medians) ** 0.5
+        return calm and len(rounds) >= ROUNDS and error <= STABLE * np.median(medians)
 
     def timing(self):
-        samples = np.array(self.samples)
+        rounds, calm = self.counted()
+        samples = np.concatenate([r.times for r in rounds])
         p10, low, mid, high, p90 = (float(v) for v in np.percentile(samples, [10, 25, 50, 75, 90]))
-        spread = (high - low) / 2 / mid
-        ghz = float(np.median(self.ghz))
-        return Timing(mid, p10, p90, spread, samples, self.rounds, self.beside, ghz, self.count)
+        return Timing(
+            us=mid,
+            p10=p10,
+            p90=p90,
+            spread=(high - low) / 2 / mid,
+            samples=samples,
+            rounds=[r.us for r in rounds],
+            beside=[r.beside for r in rounds],
+            ghz=float(np.median([r.ghz for r in rounds])),
+            calls=self.batch * len(samples),
+            quiet=calm,
+        )
 
 
-def in_turns(subjects, seconds=0.3, beside=None):
+def in_turns(subjects, seconds=0.3, beside=None, threads=1, patience=PATIENCE):
     """Time several subjects in turns, round by round.
 
     Args:
         subjects: {name: call or sequence of calls}. A sequence is gone through again and again: where each
             call has a weight of its own and all exceed the last-level cache, every call finds it cold.
-        seconds: for each subject; longer (up to PATIENCE times) while its median has not settled.
+        seconds: for each subject; longer (up to ``patience`` times) while its median has not settled or a
+            neighbour shares the core.
         beside: a function without arguments that samples the machine (a peak, say) before every round.
+        threads: how many the calls use: that many cores must be quiet.
 
     Returns:
         {name: Timing}
     """
-    runs = {name: _Run(calls) for name, calls in subjects.items()}
+    runs = {name: _Run(calls, threads) for name, calls in subjects.items()}
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -108,8 +145,9 @@ def in_turns(subjects, seconds=0.3, beside=None):
             for run in runs.values():
                 run.round(seconds / ROUNDS, beside)
             elapsed = time.perf_counter() - start
-            settled = done >= ROUNDS and elapsed >= limit and all(r.stable() for r in runs.values())
-            if settled or (done >= 3 and elapsed >= PATIENCE * limit):
+            if elapsed >= limit and all(run.settled() for run in runs.values()):
+                break
+            if done >= ENOUGH and elapsed >= patience * limit:
                 break
     finally:
         if collecting:
@@ -117,6 +155,6 @@ def in_turns(subjects, seconds=0.3, beside=None):
     return {name: run.timing() for name, run in runs.items()}
 
 
-def timed(calls, seconds=0.3, beside=None):
+def timed(calls, seconds=0.3, beside=None, threads=1, patience=PATIENCE):
     """The Timing of one call, or of calls gone through in turns (see ``in_turns``)."""
-    return in_turns({"": calls}, seconds, beside)[""]
+    return in_turns({"": calls}, seconds, beside, threads, patience)[""]

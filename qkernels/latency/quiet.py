@@ -1,16 +1,22 @@
 """Whether a neighbour shares the core: on rented machines, and under SMT, somebody else's thread often does.
 
-It takes issue slots and cache from a kernel (30 % of the speed of a GEMM, measured) but hardly anything from a loop of
-independent vector instructions, so peaks and clocks do not show it. A loop of the Python interpreter does: it is
-bound by the front end, and takes half as long again. Its fastest run in this process is what a quiet core takes.
+It takes issue slots and cache from a kernel (30 % of the speed of a GEMM, measured) but hardly anything from
+a loop of independent vector instructions, so peaks and clocks do not show it. A loop of the Python interpreter
+does: it is bound by the front end, and takes half as long again. Its fastest run in this process is what it
+takes on a quiet core. Two CPUs of a virtual machine may also be moved to one core: then their peak together is
+that of one.
 """
 
 import os
 import threading
 import time
 
+from .. import _native
+
 LOOPS, TRIPS = 3, 1000
+PEAK_MS = 0.2
 BUSY = 1.15
+SHARED = 1.4  # of cores that halve each other; clocks alone differ by less
 
 _fastest = float("inf")
 
@@ -43,13 +49,22 @@ def _best_on(core):
     return found[0]
 
 
-def slowdown(threads=1):
-    """How much longer than on a quiet core the loop takes now: on this core or, for more threads, on the worst core.
+def _shared(threads):
+    """How much faster a core is alone than beside the others; 1 for cores that share nothing."""
+    kinds = _native.peak_names().values()
+    if not kinds:
+        return 1.0
+    alone, together = (_native.measure_peak(min(kinds), t, PEAK_MS) for t in (1, threads))
+    return threads * alone / together
 
-    Above BUSY (1.15), timings taken at this moment are those of a shared core.
+
+def slowdown(threads=1):
+    """How much longer work takes now than on quiet cores: on this core or, for more threads, on the worst one.
+
+    Above BUSY, timings taken at this moment are those of a shared core.
     """
     if threads == 1:
-        worst = _best()
-    else:
-        worst = max(_best_on(core) for core in sorted(os.sched_getaffinity(0)))
-    return worst / _fastest
+        return _best() / _fastest
+    worst = max(_best_on(core) for core in sorted(os.sched_getaffinity(0))) / _fastest
+    shared = _shared(threads)
+    return max(worst, shared) if shared > SHARED else worst
