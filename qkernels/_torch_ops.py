@@ -71,6 +71,8 @@ def _(x, packed, bias, out_features, mode, signed, scale, zero_point, activation
 
 
 _library.impl("linear_int8", _linear_int8, "CPU")
+# For inference: no gradient flows through the result, as in eager calls.
+_library.impl("linear_int8", torch.library.fallthrough_kernel, "Autograd")
 
 
 def layout(w):

@@ -18,7 +18,13 @@ def address(a):
     """The address of an array's first element; 0 for None."""
     if a is None:
         return 0
-    return a.data_ptr() if is_torch(a) else a.ctypes.data
+    if not is_torch(a):
+        return a.ctypes.data
+    if type(a).__name__ == "FakeTensor" or (a.data_ptr() == 0 and a.numel()):
+        raise ArgumentError(
+            f"a {type(a).__name__} of shape {tuple(a.shape)} has no memory; accepted: real numbers."
+        )
+    return a.data_ptr()
 
 
 def dtype_name(x):

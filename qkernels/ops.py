@@ -6,11 +6,11 @@ import numpy as np
 
 from . import cpu, reference_backend, registry
 from ._arrays import as_kind, is_torch
-from .cpu import ACTIVATIONS, FLOATS, dtype_name, float_vector
-from .errors import ArgumentError, DTypeError, UnsupportedError
+from .cpu import ACTIVATIONS, FLOATS, dtype_name
+from .errors import ArgumentError, DTypeError
 from .formats import IntWeight
 from .quant import InputQuant, Requant
-from .registry import Kernel, num_threads
+from .registry import Kernel
 
 INT32_MAX = 2**31 - 1
 
@@ -57,7 +57,7 @@ class Request:
 def _as_rows(x, m, n):
     if is_torch(x):
         x = x.detach().resolve_neg().reshape(m, n)
-        if n and x.stride(1) != 1 or m > 1 and x.stride(0) < n:
+        if (n and x.stride(1) != 1) or (m > 1 and x.stride(0) < n):
             x = x.contiguous()
         return x, x.stride(0) if m > 1 else n
     x = x.reshape(m, n)
@@ -253,10 +253,8 @@ def _same_as_before(torch, x, w, bias, activation, input_quant, compute_dtype, o
             if not _plain_bias(torch, bias, n):
                 return None
             b = bias.data_ptr()
-        shape = (*shape[:-1], n)
-        out = (
-            x.new_empty(shape) if out_type is None else x.new_empty(shape, dtype=out_type)
-        )  # a dtype costs 1.3 us
+        batch = shape[:-1]  # given as a tuple, sizes cost 0.5 us more; a dtype costs 1.3
+        out = x.new_empty(*batch, n) if out_type is None else x.new_empty((*batch, n), dtype=out_type)
         row = run(x.data_ptr(), x.numel() // k, k, b, out.data_ptr(), torch.get_num_threads())
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ArgumentError):
         return None
