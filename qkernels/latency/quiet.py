@@ -1,10 +1,10 @@
 """Whether a neighbour shares the core: on rented machines, and under SMT, somebody else's thread often does.
 
 It takes issue slots and cache from a kernel (30 % of the speed of a GEMM, measured) but hardly anything from
-a loop of independent vector instructions, so peaks and clocks do not show it. A loop of the Python interpreter
-does: it is bound by the front end, and takes half as long again. Its fastest run in this process is what it
-takes on a quiet core. Two CPUs of a virtual machine may also be moved to one core: then their peak together is
-that of one.
+a loop of independent vector instructions, so peaks and clocks do not show it. A loop of the Python
+interpreter does: it is bound by the front end, and takes half as long again. Its fastest run in this process
+is what it takes on a quiet core. Two CPUs of a virtual machine may also be moved to one core: then their peak
+together is that of one.
 """
 
 import os
@@ -59,7 +59,7 @@ def _shared(threads):
 
 
 def slowdown(threads=1):
-    """How much longer work takes now than on quiet cores: on this core or, for more threads, on the worst one.
+    """How much longer work takes now than on quiet cores: on this core or, for more threads, on the worst.
 
     Above BUSY, timings taken at this moment are those of a shared core.
     """
