@@ -37,53 +37,80 @@ inline void store_i32(const qk::Epilogue& e, const int32_t* tile, int64_t m0, in
     }
 }
 
+// Whole tiles: scales and biases of the 64 channels stay in registers over all rows.
+template <class Out, bool BIAS, bool ACTIVATE>
+void store_float_tile(const qk::Epilogue& e, const int32_t* tile, int64_t m0, int rows, int64_t n0) {
+    using namespace simd;
+    const qk::Activation activation = e.activation;  // copies: stores could change e for all the compiler knows
+    const float* x_scale = e.x_scale;
+    const int64_t x_step = e.x_scale_step, ldo = e.ldo;
+    Out* out = static_cast<Out*>(e.out) + m0 * ldo + n0;
+    for (int c = 0; c < qk::kPanelN; c += 4 * LANES) {
+        f32v scale[4], bias[4];
+        for (int v = 0; v < 4; ++v) {
+            scale[v] = load(e.w_scale + n0 + c + v * LANES);
+            if (BIAS) bias[v] = load(e.bias + n0 + c + v * LANES);
+        }
+        for (int r = 0; r < rows; ++r) {
+            const f32v xs = set1(x_scale ? x_scale[(m0 + r) * x_step] : 1.0f);
+            const int32_t* row = tile + r * qk::kPanelN + c;
+            Out* to = out + r * ldo + c;
+            for (int v = 0; v < 4; ++v) {
+                f32v y = mul(mul(to_float(load(row + v * LANES)), scale[v]), xs);
+                if (BIAS) y = add(y, bias[v]);
+                store(to + v * LANES, ACTIVATE ? activate(y, activation) : y);
+            }
+        }
+    }
+}
+
 template <class Out>
 void store_float(const qk::Epilogue& e, const int32_t* tile, int64_t m0, int rows, int64_t n0, int cols) {
     using namespace simd;
-    const float* scale = e.w_scale + n0;
-    const float* bias = e.bias ? e.bias + n0 : nullptr;
-    const qk::Activation activation = e.activation;  // a copy: stores could change e for all the compiler knows
+    const bool plain = e.activation == qk::Activation::none;
+    if (cols == qk::kPanelN) {
+        auto* whole = e.bias ? (plain ? store_float_tile<Out, true, false> : store_float_tile<Out, true, true>)
+                             : (plain ? store_float_tile<Out, false, false> : store_float_tile<Out, false, true>);
+        return whole(e, tile, m0, rows, n0);
+    }
     for (int r = 0; r < rows; ++r) {
         const int32_t* row = tile + r * qk::kPanelN;
         Out* out = static_cast<Out*>(e.out) + (m0 + r) * e.ldo + n0;
         const f32v x_scale = set1(e.x_scale ? e.x_scale[(m0 + r) * e.x_scale_step] : 1.0f);
-        for_lanes(
-            cols,
-            [&](int c) {
-                f32v y = mul(mul(to_float(load(row + c)), load(scale + c)), x_scale);
-                if (bias) y = add(y, load(bias + c));
-                store(out + c, activate(y, activation));
-            },
-            [&](int c, int n) {
-                f32v y = mul(mul(to_float(load(row + c, n)), load(scale + c, n)), x_scale);
-                if (bias) y = add(y, load(bias + c, n));
-                store(out + c, activate(y, activation), n);
-            });
+        for (int c = 0; c < cols; c += LANES) {
+            const int n = cols - c < LANES ? cols - c : LANES;
+            f32v y = mul(mul(to_float(load(row + c, n)), load(e.w_scale + n0 + c, n)), x_scale);
+            if (e.bias) y = add(y, load(e.bias + n0 + c, n));
+            store(out + c, activate(y, e.activation), n);
+        }
     }
 }
 
+// Columns outside, rows inside: multipliers, shifts and their 64-bit halves are loaded once for all rows.
 template <qk::Rounding R>
 void store_byte(const qk::Epilogue& e, const int32_t* tile, int64_t m0, int rows, int64_t n0, int cols) {
     using namespace simd;
-    for (int r = 0; r < rows; ++r) {
-        const int32_t* row = tile + r * qk::kPanelN;
-        uint8_t* out = static_cast<uint8_t*>(e.out) + (m0 + r) * e.ldo + n0;
-        auto lanes = [&](int c, int n) {
-            const int64_t at = n0 + c;
-            i32v acc = load(row + c, n);
-            if (e.bias_i32) acc = addi(acc, load(e.bias_i32 + at, n));
-            RequantLanes q{seti(0), seti(0), set1(0.0f), e.out_zero, e.lo, e.hi};
-            if constexpr (R == qk::Rounding::float_) {
-                q.scale = load(e.requant_scale + at, n);
-            } else {
-                q.multiplier = load(e.multiplier + at, n);
-                q.shift = load(e.shift + at, n);
-            }
-            return requant<R>(acc, q);
-        };
-        for_lanes(
-            cols, [&](int c) { store_bytes(out + c, lanes(c, LANES)); },
-            [&](int c, int n) { store_bytes(out + c, lanes(c, n), n); });
+    const int64_t ldo = e.ldo;
+    for (int c = 0; c < cols; c += LANES) {
+        const int n = cols - c < LANES ? cols - c : LANES;
+        const int64_t at = n0 + c;
+        RequantLanes q{seti(0), seti(0), set1(0.0f), e.out_zero, e.lo, e.hi};
+        if constexpr (R == qk::Rounding::float_) {
+            q.scale = load(e.requant_scale + at, n);
+        } else {
+            q.multiplier = load(e.multiplier + at, n);
+            q.shift = load(e.shift + at, n);
+        }
+        const i32v bias = e.bias_i32 ? load(e.bias_i32 + at, n) : seti(0);
+        uint8_t* out = static_cast<uint8_t*>(e.out) + m0 * ldo + at;
+        const int32_t* column = tile + c;
+        if (n == LANES) {
+            for (int r = 0; r < rows; ++r, out += ldo, column += qk::kPanelN)
+                store_bytes(out, requant<R>(addi(load(column), bias), q));
+        } else {
+            for (int r = 0; r < rows; ++r, out += ldo, column += qk::kPanelN)
+                store_bytes(out, requant<R>(addi(load(column, n), bias), q), n);
+        }
     }
 }
 
