@@ -288,7 +288,7 @@ def test_refuses_layers_with_hooks(model):
 
 def test_unreached_layers_are_named(model, rng):
     model.extra = nn.Linear(3, 3)
-    with pytest.raises(ArgumentError, match="did not reach every layer .*; not extra"):
+    with pytest.raises(ArgumentError, match=r"did not reach every layer .*; not extra"):
         qk.compress(model, "int8-static", calibration=batches(rng))
     qk.compress(model, {"extra": "int8", "*": "int8-static"}, calibration=batches(rng))
 
