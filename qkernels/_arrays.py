@@ -49,8 +49,10 @@ def as_kind(a, like):
     """The NumPy array ``a`` as the kind that ``like`` is: a tensor on the same memory, or ``a`` itself."""
     if a is None or is_torch(a) or not is_torch(like):
         return a
-    a = np.ascontiguousarray(a)
-    return sys.modules["torch"].from_numpy(a if a.flags.writeable else a.copy())
+    a = np.ascontiguousarray(a)  # keeps the negative stride of a dimension of 1, which torch refuses
+    return sys.modules["torch"].from_numpy(
+        a if a.flags.writeable and min(a.strides, default=0) >= 0 else a.copy()
+    )
 
 
 def as_float32(x, where, name):

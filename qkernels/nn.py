@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from . import _torch_ops, ops
-from ._arrays import as_kind
+from ._arrays import as_float32, as_kind
 from .errors import ArgumentError, DTypeError, FormatError, UnsupportedError
 from .formats import IntWeight
 from .quant import InputQuant
@@ -48,17 +48,20 @@ class Linear(nn.Module):
             raise DTypeError(
                 f"{where}: input_quant is a {type(input_quant).__name__}; accepted: InputQuant, None."
             )
-        if activation not in ops.ACTIVATIONS:
+        if not isinstance(activation, str | None) or activation not in ops.ACTIVATIONS:
             accepted = ", ".join(map(repr, ops.ACTIVATIONS))
             raise ArgumentError(f"{where}: activation is {activation!r}; accepted: {accepted}.")
         if bias is not None:
-            bias = torch.as_tensor(bias).detach().to(torch.float32)
+            if torch.is_tensor(bias) and not bias.is_cpu and bias.is_floating_point():  # a module on "meta"
+                bias = bias.detach().to(torch.float32)
+            else:
+                bias = as_kind(as_float32(bias, where, "bias"), torch.empty(0))
             if bias.shape != (weight.shape[0],):
                 raise ArgumentError(
                     f"{where}: bias has shape {tuple(bias.shape)}; weight is {weight.shape}, so it must be "
                     f"({weight.shape[0]},)."
                 )
-        if out_dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
+        if not any(out_dtype is d for d in (None, torch.float32, torch.bfloat16, torch.float16)):
             raise DTypeError(
                 f"{where}: out_dtype is {out_dtype}; accepted: None, float32, bfloat16, float16 of torch."
             )

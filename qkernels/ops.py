@@ -1,5 +1,6 @@
 """The public operations: check the arguments, pick a kernel, call it."""
 
+import operator
 import sys
 
 import numpy as np
@@ -103,7 +104,7 @@ def _check_vector(op, name, v, n, dtypes):
 
 
 def _check_activation(op, activation):
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str | None) or activation not in ACTIVATIONS:
         raise ArgumentError(
             f"{op}: activation is {activation!r}; accepted: {', '.join(map(repr, ACTIVATIONS))}."
         )
@@ -115,13 +116,13 @@ def _name_of_dtype(op, dtype, default, accepted):
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(dtype, torch.dtype):
         name = str(dtype).removeprefix("torch.")
-    elif dtype == "bfloat16":
-        name = dtype
-    else:
+    elif isinstance(dtype, str | type | np.dtype):
         try:
-            name = np.dtype(dtype).name
-        except TypeError:
+            name = dtype if dtype == "bfloat16" else np.dtype(dtype).name
+        except (TypeError, ValueError, SyntaxError):
             name = repr(dtype)
+    else:
+        name = f"a {type(dtype).__name__}"
     if name not in accepted:
         raise DTypeError(f"{op}: out_dtype is {name}; accepted: {', '.join(accepted)}.")
     return name
@@ -143,9 +144,10 @@ def _integer_input(op, xq, w, x_zero_point, bias=None):
     _check_array(op, "xq", xq, ("int8", "uint8"))
     _check_weight(op, xq, w)
     lo, hi = (-128, 127) if dtype_name(xq) == "int8" else (0, 255)
-    if isinstance(x_zero_point, bool) or not hasattr(x_zero_point, "__index__"):
-        raise DTypeError(f"{op}: x_zero_point is {x_zero_point!r}; accepted: one integer.")
-    zero_point = x_zero_point.__index__()
+    try:
+        zero_point = operator.index(None if isinstance(x_zero_point, bool) else x_zero_point)
+    except TypeError:
+        raise DTypeError(f"{op}: x_zero_point is {x_zero_point!r}; accepted: one integer.") from None
     if not lo <= zero_point <= hi:
         raise ArgumentError(
             f"{op}: x_zero_point is {zero_point}; accepted: {lo}..{hi} for {dtype_name(xq)} codes."
@@ -310,7 +312,7 @@ def linear_request(
             input_quant.weight_scale(op, w.numpy().input_scale)
         lo, hi = (-128, 127) if input_quant.signed else (0, 255)
         _check_accumulator(op, w, lo, hi, input_quant.zero_point or 0)
-    elif compute_dtype not in (None, "float32"):
+    elif not isinstance(compute_dtype, str | None) or compute_dtype not in (None, "float32"):
         raise ArgumentError(f"{op}: compute_dtype is {compute_dtype!r}; accepted: None, 'float32'.")
     name = _name_of_dtype(
         op, out_dtype, dtype_name(x), tuple(FLOATS) if is_torch(x) else ("float32", "float16")

@@ -262,7 +262,7 @@ class Requant:
             raise ArgumentError(f"requantize: zero_point is {zp}; accepted: {lo}..{hi} for {dtype} output.")
         if activation is None:
             return lo, hi
-        if activation not in ("relu", "relu6"):
+        if not isinstance(activation, str) or activation not in ("relu", "relu6"):
             raise ArgumentError(
                 f"linear_requant: activation is {activation!r}; accepted: None, 'relu', 'relu6'. GELU and "
                 "SiLU need a table, which does not exist yet: use linear, or apply them to its floats."

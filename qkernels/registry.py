@@ -80,7 +80,7 @@ def current_isa():
 
 
 def _checked(name, where):
-    if name not in ISAS:
+    if not isinstance(name, str) or name not in ISAS:
         raise ArgumentError(f"{where}: ISA {name!r} is not known; accepted: {', '.join(ISAS)}.")
     if not ISAS[name][1]:
         here = ", ".join(i for i, (_, ok) in ISAS.items() if ok)
@@ -122,6 +122,15 @@ def _why_not(kernel, request):
     return kernel.accepts(request)
 
 
+def _check_backend(request, rows):
+    backends = list(dict.fromkeys(k.backend for k in rows))
+    if request.backend is None or (isinstance(request.backend, str) and request.backend in backends):
+        return
+    raise ArgumentError(
+        f"{request.op}: backend is {request.backend!r}; accepted: None, {', '.join(map(repr, backends))}."
+    )
+
+
 def pick(request):
     """The first row that takes the request.
 
@@ -130,11 +139,7 @@ def pick(request):
         UnsupportedError: no row takes it; the message gives each row's reason.
     """
     rows = [k for k in _table if k.op == request.op]
-    backends = list(dict.fromkeys(k.backend for k in rows))
-    if request.backend is not None and request.backend not in backends:
-        raise ArgumentError(
-            f"{request.op}: backend is {request.backend!r}; accepted: None, {', '.join(map(repr, backends))}."
-        )
+    _check_backend(request, rows)
     reasons = []
     for kernel in rows:
         reason = _why_not(kernel, request)
@@ -178,13 +183,15 @@ def explain(op, *args, **options):
     """
     from . import ops
 
-    if op not in OPS:
+    if not isinstance(op, str) or op not in OPS:
         raise ArgumentError(f"explain: op is {op!r}; accepted: {', '.join(OPS)}.")
     if len(args) >= 2 and hasattr(args[0], "bits_per_weight"):
         args = (args[1], args[0], *args[2:])
     request = getattr(ops, f"{op}_request")(*args, **options)
+    rows = [k for k in _table if k.op == op]
+    _check_backend(request, rows)
     chosen, reasons = None, {}
-    for kernel in (k for k in _table if k.op == op):
+    for kernel in rows:
         reason = _why_not(kernel, request)
         if reason is None and chosen is None:
             chosen = kernel

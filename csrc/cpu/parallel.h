@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <functional>
 
 namespace qk {
 
@@ -46,7 +47,21 @@ class WorkRanges {
     Range ranges_[kMaxThreads];
 };
 
-// body(thread) on `threads` threads, the caller among them.
+// body(thread) on `threads` threads, the caller among them; all of them may meet in team_barrier().
+#if defined(__SANITIZE_THREAD__)
+// The sanitizer does not see how libgomp synchronises, so for it plain threads stand in (parallel.cpp).
+void team_barrier();
+void on_std_threads(int threads, const std::function<void(int)>& body);
+
+template <class Body>
+void on_threads(int threads, Body body) {
+    on_std_threads(usable_threads(threads), body);
+}
+#else
+inline void team_barrier() {
+#pragma omp barrier
+}
+
 template <class Body>
 void on_threads(int threads, Body body) {
     threads = usable_threads(threads);
@@ -57,6 +72,7 @@ void on_threads(int threads, Body body) {
 #pragma omp parallel num_threads(threads)
     body(omp_get_thread_num());
 }
+#endif
 
 // Splits [0, units) over threads; one thread takes the plain loop.
 template <class Body>

@@ -1,0 +1,211 @@
+"""Random garbage to everything public: qkernels' own errors or a result, never another exception and never a crash."""
+
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from helpers import garbage, random_codes
+
+import qkernels as qk
+
+OWN = (qk.ArgumentError, qk.DTypeError, qk.FormatError, qk.UnsupportedError)
+SECONDS = 1.2  # for each target; all of them together stay near ten
+
+
+def array(rng, dtype, *shape):
+    """An array or tensor of a dtype, of any memory layout."""
+    if np.dtype(dtype).kind in "iu":
+        a = (
+            random_codes(rng, shape, dtype)
+            if dtype != np.int32
+            else rng.integers(-(2**31), 2**31, shape).astype(dtype)
+        )
+    else:
+        a = (rng.standard_normal(shape) * 10.0 ** rng.integers(-3, 4)).astype(dtype)
+    kind = rng.integers(4)
+    if kind == 1 and a.ndim >= 2:
+        a = np.asfortranarray(a)
+    if kind == 2 and a.ndim:
+        a = np.repeat(a, 2, -1)[..., ::2]
+    if kind == 3 and a.ndim:
+        a = a[::-1]
+    return torch.from_numpy(np.array(a)) if rng.random() < 0.5 else a
+
+
+def weight(rng, n, k):
+    scale = rng.uniform(1e-3, 1, (n if rng.random() < 0.5 else 1, 1)).astype(np.float32)
+    zero_point = rng.integers(-200, 200, scale.shape) if rng.random() < 0.3 else None
+    input_scale = rng.uniform(0.01, 3, k).astype(np.float32) if rng.random() < 0.3 else None
+    w = qk.IntWeight.pack(random_codes(rng, (n, k)), scale, zero_point, input_scale=input_scale)
+    return w if rng.random() < 0.5 else qk.IntWeight.pack(torch.from_numpy(w.codes()), scale, zero_point)
+
+
+def input_quant(rng, k):
+    kind = rng.integers(4)
+    if kind == 0:
+        return qk.InputQuant(signed=bool(rng.integers(2)))
+    if kind == 1:
+        return qk.InputQuant(granularity="tensor", signed=bool(rng.integers(2)))
+    if kind == 2:
+        return qk.InputQuant(
+            granularity="tensor", scale=10.0 ** rng.uniform(-30, 30), zero_point=int(rng.integers(-128, 128))
+        )
+    scale = rng.uniform(0.01, 3, k).astype(np.float32) if rng.random() < 0.5 else None
+    return qk.InputQuant(granularity="channel", scale=scale)
+
+
+def requant(rng, n):
+    channels = n if rng.random() < 0.5 else 1
+    multiplier, shift = rng.integers(2**30, 2**31, channels), rng.integers(-31, 32, channels)
+    rounding = str(rng.choice(["single", "double", "float"]))
+    return qk.Requant(
+        multiplier, shift, int(rng.integers(-128, 256)), rounding, output_scale=rng.uniform(1e-3, 1)
+    )
+
+
+WORDS = [
+    "relu",
+    "relu6",
+    "gelu",
+    "silu",
+    "channel",
+    "tensor",
+    "token",
+    "cpu",
+    "reference",
+    "single",
+    "float32",
+    "bfloat16",
+]
+WORDS += ["int8", "uint8", np.int8, torch.uint8, torch.bfloat16, np.float16, True, False, 8, 4, 0]
+
+
+def sometimes_garbage(rng, value):
+    """The value, or now and then a word that some argument takes, or garbage."""
+    p = rng.random()
+    if p < 0.8:
+        return value
+    return WORDS[rng.integers(len(WORDS))] if p < 0.87 else garbage(rng)
+
+
+def arguments(rng, target):
+    """Arguments that are nearly right."""
+    m, k, n = (int(v) for v in rng.integers(0, 7, 3))
+    float_type = rng.choice([np.float32, np.float16])
+    options = {}
+    if target == "linear":
+        good = [
+            array(rng, float_type, m, k),
+            weight(rng, n, k),
+            array(rng, np.float32, n),
+            "relu",
+            input_quant(rng, k),
+        ]
+    elif target == "matmul_int":
+        good = [
+            array(rng, rng.choice([np.int8, np.uint8]), m, k),
+            weight(rng, n, k),
+            int(rng.integers(-128, 256)),
+        ]
+    elif target == "linear_requant":
+        good = [array(rng, rng.choice([np.int8, np.uint8]), m, k), weight(rng, n, k), requant(rng, n)]
+        good += [array(rng, np.int32, n)]
+    elif target == "requantize":
+        good = [array(rng, np.int32, m, n), requant(rng, n)]
+    elif target == "quantize_activations":
+        good = [array(rng, float_type, m, k), input_quant(rng, k)]
+    elif target == "explain":
+        op = str(rng.choice(qk.registry.OPS))
+        good, options = arguments(rng, op)
+        good = [op, *good]
+    elif target == "IntWeight.quantize":
+        good, options = (
+            [array(rng, float_type, n, k)],
+            {"granularity": "channel", "input_scale": array(rng, np.float32, k)},
+        )
+    elif target == "IntWeight.pack":
+        good = [array(rng, np.int8, n, k), array(rng, np.float32, n, 1), array(rng, np.int16, n, 1)]
+    elif target == "IntWeight":
+        packed = array(rng, np.uint8, n, k)
+        good = [packed, torch.ones(n, 1) if torch.is_tensor(packed) else np.ones((n, 1), np.float32)]
+        options = {"shape": (n, k)}
+    elif target == "InputQuant":
+        good, options = [8, "tensor"], {"scale": rng.uniform(), "signed": True, "zero_point": 3}
+    elif target == "Requant":
+        good = [rng.integers(2**30, 2**31, n), rng.integers(-31, 32, n), 3, "single"]
+    elif target == "Requant.from_scale":
+        good = [rng.uniform(0, 1, n), 3, "float", 0.1]
+    elif target == "nn.Linear":
+        good = [weight(rng, n, k), array(rng, np.float32, n), input_quant(rng, k), "relu"]
+    else:
+        raise AssertionError(target)
+    if rng.random() < 0.3 and target in qk.registry.OPS:
+        options["backend"] = str(rng.choice(["cpu", "reference"]))
+    if rng.random() < 0.3 and target in ("linear", "linear_requant", "requantize"):
+        options["out_dtype"] = WORDS[rng.integers(len(WORDS))]
+    good = [sometimes_garbage(rng, v) for v in good]
+    return good, {name: sometimes_garbage(rng, v) for name, v in options.items()}
+
+
+TARGETS = ["linear", "matmul_int", "linear_requant", "requantize", "quantize_activations", "explain"]
+TARGETS += [
+    "IntWeight",
+    "IntWeight.quantize",
+    "IntWeight.pack",
+    "InputQuant",
+    "Requant",
+    "Requant.from_scale",
+    "nn.Linear",
+]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_garbage(target, rng):
+    function = qk
+    for name in target.split("."):
+        function = getattr(function, name)
+    end, results, refusals = time.monotonic() + SECONDS * (0.5 if target[0].isupper() else 1), 0, 0
+    while time.monotonic() < end or results < 5 or refusals < 5:
+        try:
+            good, options = arguments(rng, target)
+        except OWN:  # a weight or requant of the recipe itself, e.g. a K bound
+            continue
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", RuntimeWarning)
+                value = function(*good, **options)
+            str(value)
+            results += 1
+        except OWN as e:
+            assert str(e) and len(str(e)) < 4000
+            refusals += 1
+        except Exception as e:
+            raise AssertionError(f"{type(e).__name__}: {e}\n{target}(*{good}, **{options})") from e
+    print(f"{target}: {results} results, {refusals} refusals")
+
+
+@pytest.mark.parametrize("isa", [k.isa or "reference" for k in qk.registry.kernels("linear")])
+def test_results_agree_for_any_layout(isa, rng):
+    """What is not refused is right, on every ISA: random layouts, dtypes and options against the reference."""
+    end = time.monotonic() + SECONDS / 2
+    with qk.force_isa(None if isa == "reference" else isa):
+        while time.monotonic() < end:
+            for op in ("linear", "matmul_int", "linear_requant", "requantize"):
+                good, options = arguments(rng, op)
+                options.pop("backend", None)
+                if op == "linear" and isinstance(good[4], type(None)):
+                    continue  # weight-only products have a tolerance
+                try:
+                    a = getattr(qk, op)(*good, **options)
+                except OWN:
+                    continue
+                b = getattr(qk, op)(*good, **options, backend="reference")
+                assert type(a) is type(b) and a.dtype == b.dtype and a.shape == b.shape
+                smooth = any(isinstance(v, str) and v in ("gelu", "silu") for v in good)
+                if not smooth:  # those have a tolerance
+                    same = np.array_equal(
+                        *(np.asarray(v.float() if v.dtype == torch.bfloat16 else v) for v in (a, b))
+                    )
+                    assert same, (op, good, options)
