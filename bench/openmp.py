@@ -66,7 +66,7 @@ def measure(threads=2, seconds=3.0, first="torch"):
             ours()
         started = thread_count() - before
         timings = in_turns({"torch": theirs, "qkernels": ours, "both": both}, seconds / 3, threads=threads)
-    rounds = {name: np.array(t.rounds) for name, t in timings.items()}
+    rounds = {name: np.array(t.turns) for name, t in timings.items()}
     return {
         "threads": threads,
         "first": first,

@@ -27,7 +27,8 @@ class Timing:
     ``beside()`` gave right before each round; ``ghz`` the median clock; ``calls`` how many calls were timed.
 
     ``quiet``: True where everything above is from rounds in which no neighbour shared a core (``quiet.py``),
-    False where there were too few of those and all rounds count.
+    False where there were too few of those and all rounds count. ``turns``: the median of every round, quiet
+    or not; subjects timed in turns have equally many, side by side.
     """
 
     us: float
@@ -40,6 +41,7 @@ class Timing:
     ghz: float
     calls: int
     quiet: bool
+    turns: list
 
     def __str__(self):
         return f"{self.us:.4g} us ±{self.spread:.1%}"
@@ -116,6 +118,7 @@ class _Run:
             ghz=float(np.median([r.ghz for r in rounds])),
             calls=self.batch * len(samples),
             quiet=calm,
+            turns=[r.us for r in self.rounds],
         )
 
 
