@@ -125,7 +125,10 @@ def test_sizes(result):
     weights, outputs = 25 * 384 * 384 + 12 * 384 * 1536, 31 * 384 + 6 * 1536
     assert sizes["float32"] == (4 * (weights + outputs), 32)
     assert sizes["bfloat16"] == (2 * (weights + outputs), 16)
-    assert sizes["int8-token"] == (weights + 8 * outputs, 8 * (weights + 4 * outputs) / weights)
+    inputs = 31 * 384 + 6 * 1536
+    assert sizes["int8-tensor"] == (weights + 8 * outputs, 8 * (weights + 4 * outputs) / weights)
+    folded = 4 * inputs  # bytes of the input scales that smoothing folds in
+    assert sizes["int8-token"] == (weights + 8 * outputs + folded, 8 * (weights + 4 * outputs + folded) / weights)
 
 
 @pytest.mark.parametrize("recipe", COSINES)
