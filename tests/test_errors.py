@@ -200,7 +200,7 @@ def test_force_isa_refusals(monkeypatch):
         with pytest.raises(A, match="scalar"):
             qk.force_isa(name)
     monkeypatch.setitem(registry.ISAS, "avx512vnni", (2, False))
-    with pytest.raises(U, match="avx512vnni.*it has: scalar") as e:
+    with pytest.raises(U, match=r"avx512vnni.*it has: scalar") as e:
         qk.force_isa("avx512vnni")
     assert "avx512vnni" in str(e.value) and registry.current_isa() == before
     reasons = qk.explain("linear", W, X, input_quant=Q).reasons

@@ -244,7 +244,7 @@ def test_export_of_a_function_prepacks_real_memory():
             return qk.linear(x, w, input_quant=QUANTS["token"])
 
     x = torch.randn(4, 20)
-    program = torch.export.export(Model(), (x,))
+    program = torch.export.export(Model(), (x,), strict=False)
     assert type(w._packed_tensor) is torch.Tensor
     assert torch.equal(program.module()(x), Model()(x))
 
