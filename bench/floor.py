@@ -79,7 +79,7 @@ def compare(row, timing, nbytes):
 
 
 def line(row, info):
-    """A row as one line of text; ~ marks one whose cores were shared with a neighbour."""
+    """A row as one line of text; ~ marks one whose cores others used, too."""
     return f"{row!s:<72} {rates(info)}"
 
 

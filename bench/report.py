@@ -80,7 +80,7 @@ def main():
     for table in tables(kept["rows"]):
         console.print(table)
     console.print("Targets: cold M = 1 within bytes / (0.95 bandwidth) + 3 us; warm, 1 GMAC or more: 97 %.")
-    console.print("~ a neighbour shared the core, as on rented machines, while this row was timed.")
+    console.print("~ others (processes, virtual machines) used the cores while this row was timed.")
     if kept is not run:
         device = re.sub(r"\W+", "-", kept["device"]["cpu"].lower()).strip("-")
         date = re.sub(r"\D", "", kept["date"])[:12]

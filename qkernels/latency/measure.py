@@ -26,7 +26,7 @@ class Timing:
     relative to the median; ``samples`` (n,) all of them; ``rounds`` the median of each round; ``beside`` what
     ``beside()`` gave right before each round; ``ghz`` the median clock; ``calls`` how many calls were timed.
 
-    ``quiet``: True where everything above is from rounds in which no neighbour shared a core (``quiet.py``),
+    ``quiet``: True where everything above is from rounds in which nobody else used the cores (``quiet.py``),
     False where there were too few of those and all rounds count. ``turns``: the median of every round, quiet
     or not; subjects timed in turns have equally many, side by side.
     """
@@ -103,8 +103,8 @@ class _Run:
         error = 1.25 * np.std(medians) / len(medians) ** 0.5
         return calm and len(rounds) >= ROUNDS and error <= STABLE * np.median(medians)
 
-    def timing(self):
-        rounds, calm = self.counted()
+    def timing(self, alone):
+        rounds, calm = self.counted() if alone else (self.rounds, False)
         samples = np.concatenate([r.times for r in rounds])
         p10, low, mid, high, p90 = (float(v) for v in np.percentile(samples, [10, 25, 50, 75, 90]))
         return Timing(
@@ -143,7 +143,7 @@ def in_turns(subjects, seconds=0.3, beside=None, threads=1, patience=PATIENCE):
     try:
         for run in runs.values():
             run.warm_up(WARM_UPS, seconds)
-        start, limit = time.perf_counter(), seconds * len(runs)
+        start, before, limit = time.perf_counter(), quiet.others(), seconds * len(runs)
         for done in itertools.count(1):
             for run in runs.values():
                 run.round(seconds / ROUNDS, beside)
@@ -152,10 +152,11 @@ def in_turns(subjects, seconds=0.3, beside=None, threads=1, patience=PATIENCE):
                 break
             if done >= ENOUGH and elapsed >= patience * limit:
                 break
+        alone = threads == 1 or quiet.others() - before <= quiet.OTHERS * (time.perf_counter() - start)
     finally:
         if collecting:
             gc.enable()
-    return {name: run.timing() for name, run in runs.items()}
+    return {name: run.timing(alone) for name, run in runs.items()}
 
 
 def timed(calls, seconds=0.3, beside=None, threads=1, patience=PATIENCE):

@@ -18,6 +18,8 @@ PEAK_MS = 0.2
 BUSY = 1.15
 SHARED = 1.4  # of cores that halve each other; clocks alone differ by less
 
+OTHERS = 0.15  # of a core: what other processes may take while several cores are timed
+
 _fastest = float("inf")
 
 
@@ -56,6 +58,21 @@ def _shared(threads):
         return 1.0
     alone, together = (_native.measure_peak(min(kinds), t, PEAK_MS) for t in (1, threads))
     return threads * alone / together
+
+
+def others():
+    """Seconds of processor time that other processes and virtual machines have taken since the system started.
+
+    A core that somebody holds looks quiet whenever its turn comes, but threads that wait for it stand still for
+    whole time slices (8 ms). The kernel counts in steps of 10 ms.
+    """
+    try:
+        with open("/proc/stat") as f:
+            user, nice, system, _, _, irq, softirq, steal = map(int, f.readline().split()[1:9])
+    except (OSError, ValueError):
+        return 0.0
+    busy = user + nice + system + irq + softirq + steal
+    return busy / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 def slowdown(threads=1):
