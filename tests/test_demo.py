@@ -128,7 +128,10 @@ def test_sizes(result):
     inputs = 31 * 384 + 6 * 1536
     assert sizes["int8-tensor"] == (weights + 8 * outputs, 8 * (weights + 4 * outputs) / weights)
     folded = 4 * inputs  # bytes of the input scales that smoothing folds in
-    assert sizes["int8-token"] == (weights + 8 * outputs + folded, 8 * (weights + 4 * outputs + folded) / weights)
+    assert sizes["int8-token"] == (
+        weights + 8 * outputs + folded,
+        8 * (weights + 4 * outputs + folded) / weights,
+    )
 
 
 @pytest.mark.parametrize("recipe", COSINES)

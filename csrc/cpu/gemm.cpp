@@ -72,11 +72,11 @@ void run_panel(const Problem& p, int64_t panel, int64_t row_begin, int64_t row_e
 }
 
 // Threads that the work repays. A region costs a microsecond when the cores are free, and as much again until the other
-// core has the activations, so each thread must find about five to do. The two rates (products and bytes a nanosecond)
+// core has the activations, so each thread must find about six to do. The two rates (products and bytes a nanosecond)
 // only need to be right within a factor of two.
 int threads_for(const Int8Header& h, int64_t m, int threads) {
     const double ns = std::max(static_cast<double>(m) * h.n_pad * h.k_pad / 300.0, h.n_pad * h.k_pad / 60.0);
-    return static_cast<int>(std::clamp<double>(ns / 4800.0, 1.0, std::max(threads, 1)));
+    return static_cast<int>(std::clamp<double>(ns / 6000.0, 1.0, std::max(threads, 1)));
 }
 
 // Rows that are prepared and computed together: their codes stay in L2, and their partial sums on the stack.
