@@ -71,11 +71,15 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("json", type=Path, help="what pytest --benchmark-json wrote, or a kept result")
+    parser.add_argument(
+        "json", type=Path, nargs="+", help="what pytest --benchmark-json wrote, or a kept result"
+    )
     parser.add_argument("--out", type=Path, help="where to keep the rows; a kept result is only printed")
     args = parser.parse_args()
-    run = json.loads(args.json.read_text())
+    run, *more = (json.loads(path.read_text()) for path in args.json)
     kept = run if "rows" in run else result(run)
+    for part in more:  # runs of parts of bench/
+        kept["rows"] += part["rows"] if "rows" in part else result(part)["rows"]
     console = Console(width=max(Console().width, 150), highlight=False)
     for table in tables(kept["rows"]):
         console.print(table)
