@@ -21,7 +21,7 @@ check() {
     scratch=$(mktemp -d)
     trap "rm -rf '$scratch'" RETURN
     echo "== $kind: building =="
-    cmake -S . -B "$scratch/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DQKERNELS_SANITIZE="$kind" \
+    cmake -S . -B "$scratch/build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DQKERNELS_SANITIZE="$kind" \
         -DPython_EXECUTABLE="$python" -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$scratch/qkernels" \
         -Dpybind11_DIR="$("$python" -c 'import pybind11; print(pybind11.get_cmake_dir())')" >"$scratch/log"
     cmake --build "$scratch/build" --target _native >>"$scratch/log" || { tail -30 "$scratch/log"; return 1; }
