@@ -231,18 +231,7 @@ int64_t int8_gemm_float(const Kernels& isa, const void* x, DType x_type, int64_t
     epilogue.x_scale_step = q.mode == InputMode::dynamic_token ? 1 : 0;
 
     uint32_t tensor_bits = 0;
-    if (q.mode == InputMode::dynamic_tensor) {
-        std::atomic<uint32_t> bits{0};
-        const int64_t chunk = std::max<int64_t>(1, (32 << 10) / std::max<int64_t>(h.k, 1));
-        parallel_for(m * h.k > (64 << 10) ? threads : 1, ceil_div(m, chunk), [&](int64_t u) {
-            const uint32_t found =
-                amax_rows(isa, x, x_type, h.k, ldx, u * chunk, std::min(m, u * chunk + chunk), inv_k);
-            uint32_t seen = bits.load(std::memory_order_relaxed);
-            while (found > seen && !bits.compare_exchange_weak(seen, found)) {
-            }
-        });
-        tensor_bits = bits.load();
-    }
+    if (q.mode == InputMode::dynamic_tensor) tensor_bits = amax_tensor(isa, x, x_type, m, h.k, ldx, inv_k, threads);
     scales[0] = fixed_scale(q, tensor_bits);
     std::atomic<int64_t> bad{-1};
     for (int64_t row0 = 0; row0 < m && bad.load() < 0; row0 += most) {

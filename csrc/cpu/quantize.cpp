@@ -66,31 +66,31 @@ int64_t quantize_rows(const Kernels& isa, const void* x, DType x_type, int64_t k
     return bad;
 }
 
-uint32_t amax_rows(const Kernels& isa, const void* x, DType x_type, int64_t k, int64_t ldx, int64_t row_begin,
-                   int64_t row_end, const float* inv_k) {
-    uint32_t bits = 0;
-    for (int64_t m = row_begin; m < row_end; ++m)
-        bits = std::max(bits, isa.amax[static_cast<int>(x_type)](row_of(x, x_type, ldx, m), k, inv_k));
-    return bits;
+uint32_t amax_tensor(const Kernels& isa, const void* x, DType x_type, int64_t m, int64_t k, int64_t ldx,
+                     const float* inv_k, int threads) {
+    std::atomic<uint32_t> bits{0};
+    const int64_t chunk = std::max<int64_t>(1, (32 << 10) / std::max<int64_t>(k, 1));
+    parallel_for(m * k > (64 << 10) ? threads : 1, ceil_div(m, chunk), [&](int64_t unit) {
+        uint32_t found = 0;
+        for (int64_t row = unit * chunk; row < std::min(m, unit * chunk + chunk); ++row)
+            found = std::max(found, isa.amax[static_cast<int>(x_type)](row_of(x, x_type, ldx, row), k, inv_k));
+        uint32_t seen = bits.load(std::memory_order_relaxed);
+        while (found > seen && !bits.compare_exchange_weak(seen, found)) {
+        }
+    });
+    return bits.load();
 }
 
 int64_t quantize_activations(const Kernels& isa, const void* x, DType x_type, int64_t m, int64_t k, int64_t ldx,
                              const InputQuant& q, const float* inv_k, uint8_t* codes, float* scales, int threads) {
     threads = threads_for_bytes(threads, m * k * (x_type == DType::f32 ? 4 : 2));
-    std::atomic<uint32_t> tensor_bits{0};
-    if (q.mode == InputMode::dynamic_tensor) {
-        parallel_for(threads, m, [&](int64_t row) {
-            const uint32_t bits = amax_rows(isa, x, x_type, k, ldx, row, row + 1, inv_k);
-            uint32_t seen = tensor_bits.load(std::memory_order_relaxed);
-            while (bits > seen && !tensor_bits.compare_exchange_weak(seen, bits)) {
-            }
-        });
-    }
-    if (q.mode != InputMode::dynamic_token) scales[0] = fixed_scale(q, tensor_bits.load());
+    uint32_t tensor_bits = 0;
+    if (q.mode == InputMode::dynamic_tensor) tensor_bits = amax_tensor(isa, x, x_type, m, k, ldx, inv_k, threads);
+    if (q.mode != InputMode::dynamic_token) scales[0] = fixed_scale(q, tensor_bits);
     std::atomic<int64_t> bad{-1};
     parallel_for(threads, m, [&](int64_t row) {
         const int64_t found =
-            quantize_rows(isa, x, x_type, k, ldx, row, row + 1, q, inv_k, tensor_bits.load(), 0, codes, k, scales);
+            quantize_rows(isa, x, x_type, k, ldx, row, row + 1, q, inv_k, tensor_bits, 0, codes, k, scales);
         if (found >= 0) keep_first(bad, found);
     });
     return bad.load();

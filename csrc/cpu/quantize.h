@@ -22,8 +22,9 @@ float fixed_scale(const InputQuant& q, uint32_t tensor_bits);
 int64_t quantize_rows(const Kernels& isa, const void* x, DType x_type, int64_t k, int64_t ldx, int64_t row_begin,
                       int64_t row_end, const InputQuant& q, const float* inv_k, uint32_t tensor_bits, uint8_t flip,
                       uint8_t* codes, int64_t ldo, float* scales);
-uint32_t amax_rows(const Kernels& isa, const void* x, DType x_type, int64_t k, int64_t ldx, int64_t row_begin,
-                   int64_t row_end, const float* inv_k);
+// Largest bit pattern of |x * inv_k| over a whole matrix, for InputMode::dynamic_tensor.
+uint32_t amax_tensor(const Kernels& isa, const void* x, DType x_type, int64_t m, int64_t k, int64_t ldx,
+                     const float* inv_k, int threads);
 
 // The public op: codes and scales for a matrix. Returns the first non-finite row, or -1.
 int64_t quantize_activations(const Kernels& isa, const void* x, DType x_type, int64_t m, int64_t k, int64_t ldx,

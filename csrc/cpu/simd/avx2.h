@@ -187,17 +187,7 @@ inline i64v greater_one(i64v a, i64v b) { return _mm256_and_si256(_mm256_cmpgt_e
 // ---- bytes -------------------------------------------------------------------------------------------------------
 inline constexpr int BYTES = 32;
 inline __m256i load_bytes(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-inline __m256i load_bytes(const uint8_t* p, int n) {
-    uint8_t tail[32] = {};
-    __builtin_memcpy(tail, p, n);
-    return load_bytes(tail);
-}
 inline void store_raw(uint8_t* p, __m256i v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
-inline void store_raw(uint8_t* p, __m256i v, int n) {
-    uint8_t tail[32];
-    store_raw(tail, v);
-    __builtin_memcpy(p, tail, n);
-}
 inline __m256i set_bytes(uint8_t x) { return _mm256_set1_epi8(static_cast<char>(x)); }
 inline __m256i xor_bytes(__m256i a, __m256i b) { return _mm256_xor_si256(a, b); }
 inline i32v sum_bytes(i32v acc, __m256i v) {  // 255 + 255 cannot saturate vpmaddubsw against ones

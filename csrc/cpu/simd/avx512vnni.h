@@ -96,7 +96,6 @@ inline void store(int32_t* p, i32v v, int n) { _mm512_mask_storeu_epi32(p, first
 inline i32v addi(i32v a, i32v b) { return _mm512_add_epi32(a, b); }
 inline i32v subi(i32v a, i32v b) { return _mm512_sub_epi32(a, b); }
 inline i32v muli(i32v a, i32v b) { return _mm512_mullo_epi32(a, b); }
-inline i32v minu(i32v a, i32v b) { return _mm512_min_epu32(a, b); }
 inline i32v maxu(i32v a, i32v b) { return _mm512_max_epu32(a, b); }
 inline i32v abs_bits(f32v a) { return _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7fffffff)); }
 inline uint32_t reduce_maxu(i32v a) { return _mm512_reduce_max_epu32(a); }
@@ -143,13 +142,7 @@ inline i64v greater_one(i64v a, i64v b) {  // 1 where a > b, else 0
 // ---- bytes -------------------------------------------------------------------------------------------------------
 inline constexpr int BYTES = 64;
 inline __m512i load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
-inline __m512i load_bytes(const uint8_t* p, int n) {
-    return _mm512_maskz_loadu_epi8(n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1, p);
-}
 inline void store_raw(uint8_t* p, __m512i v) { _mm512_storeu_si512(p, v); }
-inline void store_raw(uint8_t* p, __m512i v, int n) {
-    _mm512_mask_storeu_epi8(p, n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1, v);
-}
 inline __m512i set_bytes(uint8_t x) { return _mm512_set1_epi8(static_cast<char>(x)); }
 inline __m512i xor_bytes(__m512i a, __m512i b) { return _mm512_xor_si512(a, b); }
 inline i32v sum_bytes(i32v acc, __m512i v) { return _mm512_dpbusd_epi32(acc, v, _mm512_set1_epi8(1)); }

@@ -130,9 +130,7 @@ inline void store_codes4(uint8_t* p, i32v a, i32v b, i32v c, i32v d, int16_t zer
 // ---- bytes ---------------------------------------------------------------------------------------------------------
 inline constexpr int BYTES = 1;
 inline uint8_t load_bytes(const uint8_t* p) { return *p; }
-inline uint8_t load_bytes(const uint8_t* p, int) { return *p; }
 inline void store_raw(uint8_t* p, uint8_t v) { *p = v; }
-inline void store_raw(uint8_t* p, uint8_t v, int) { *p = v; }
 inline uint8_t set_bytes(uint8_t x) { return x; }
 inline uint8_t xor_bytes(uint8_t a, uint8_t b) { return a ^ b; }
 inline i32v sum_bytes(i32v acc, uint8_t v) { return acc + v; }
