@@ -13,6 +13,7 @@ from .version import __version__
 log = logging.getLogger("qkernels")
 
 ISAS = _native.isas()  # name -> (number, whether this machine has it), weakest first
+RANK = {name: i for i, name in enumerate(ISAS)}
 OPS = ("linear", "matmul_int", "linear_requant", "requantize", "quantize_activations")
 
 
@@ -115,8 +116,10 @@ class force_isa:
 def _why_not(kernel, request):
     if kernel.isa is not None and not ISAS[kernel.isa][1]:
         return "this machine lacks the ISA"
-    if kernel.isa is not None and kernel.isa != current_isa():
+    if kernel.isa is not None and RANK[kernel.isa] > RANK[current_isa()]:
         return f"ISA {current_isa()!r} is in use"
+    if kernel.format is not None and kernel.format != type(request.w).__name__:
+        return f"the weight is {type(request.w).__name__}"
     if request.backend is not None and kernel.backend != request.backend:
         return f"backend={request.backend!r} was asked for"
     return kernel.accepts(request)
@@ -132,7 +135,8 @@ def _check_backend(request, rows):
 
 
 def pick(request):
-    """The first row that takes the request.
+    """The first row that takes the request. Rows of one ISA family come strongest first, so the strongest that is
+    allowed is taken.
 
     Raises:
         ArgumentError: a backend that does not exist.
@@ -146,13 +150,14 @@ def pick(request):
         if reason is None:
             if kernel.backend == "reference" and request.backend is None:
                 _say_fallback(kernel, reasons)
+            request.isa = kernel.isa
             return kernel
         reasons.append(f"{kernel}: {reason}")
     raise UnsupportedError(f"{request.op}: no kernel takes this call.\n  " + "\n  ".join(reasons))
 
 
 def _say_fallback(kernel, reasons):
-    text = "; ".join(r for r in reasons if "is in use" not in r)
+    text = "; ".join(r for r in reasons if "is in use" not in r and "the weight is" not in r)
     if (kernel, text) not in _said:
         _said.add((kernel, text))
         log.warning("%s runs, which is slow (said once): %s", kernel, text)

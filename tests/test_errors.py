@@ -283,5 +283,5 @@ def test_explain_refusals():
             qk.explain("linear", *arguments)
     text = str(qk.explain("linear", W, X, input_quant=Q, backend="reference"))
     assert (
-        text.startswith("linear: linear/IntWeight8/reference") and "backend='reference' was asked for" in text
+        text.startswith("linear: linear/IntWeight/reference") and "backend='reference' was asked for" in text
     )

@@ -58,10 +58,19 @@ def poisoned_free_list():
         np.full(size, np.nan)
 
 
-def test_every_op_has_every_backend():
+def test_every_op_and_format_has_a_reference_and_a_scalar_kernel():
     for op in registry.OPS:
-        names = {(k.backend, k.isa) for k in registry._table if k.op == op}
-        assert names == {("reference", None), *(("cpu", isa) for isa in registry.ISAS)}
+        for name in {k.format for k in registry._table if k.op == op}:
+            there = {(k.backend, k.isa) for k in registry._table if (k.op, k.format) == (op, name)}
+            assert {("reference", None), ("cpu", "scalar"), ("cpu", "avx2")} <= there, (op, name)
+
+
+def test_a_weaker_isa_takes_the_strongest_kernel_it_has(rng):
+    w, x = weight(rng, 8, 12), random_codes(rng, (3, 12))
+    for isa in registry.kernels("matmul_int"):
+        if isa.isa is not None:
+            with qk.force_isa(isa.isa):
+                assert qk.explain("matmul_int", x, w).chosen is isa
 
 
 # ---- matmul_int ------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ namespace qk {
 namespace {
 
 struct Features {
-    bool avx2 = false, avx512vnni = false;
+    bool avx2 = false, avx512vnni = false, avx512vpopcntdq = false;
 
     Features() {
         unsigned a = 0, b = 0, c = 0, d = 0;
@@ -23,6 +23,7 @@ struct Features {
         avx2 = ymm && fma && f16c && (b & bit_AVX2);
         const unsigned base = bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL;
         avx512vnni = avx2 && zmm && (b & base) == base && (c & bit_AVX512VNNI);
+        avx512vpopcntdq = avx512vnni && (c & bit_AVX512VPOPCNTDQ);
     }
 };
 
@@ -38,14 +39,20 @@ bool supported(Isa isa) {
         case Isa::scalar: return true;
         case Isa::avx2: return features().avx2;
         case Isa::avx512vnni: return features().avx512vnni;
+        case Isa::avx512vpopcntdq: return features().avx512vpopcntdq;
     }
     return false;
 }
 
-Isa best_isa() { return supported(Isa::avx512vnni) ? Isa::avx512vnni : supported(Isa::avx2) ? Isa::avx2 : Isa::scalar; }
+Isa best_isa() {
+    int best = kIsaCount - 1;
+    while (!supported(static_cast<Isa>(best))) --best;
+    return static_cast<Isa>(best);
+}
 
 const Kernels& kernels(Isa isa) {
     switch (isa) {
+        case Isa::avx512vpopcntdq:
         case Isa::avx512vnni: return kernels_avx512vnni();
         case Isa::avx2: return kernels_avx2();
         default: return kernels_scalar();

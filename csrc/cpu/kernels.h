@@ -6,8 +6,10 @@
 
 namespace qk {
 
-enum class Isa : int { scalar = 0, avx2 = 1, avx512vnni = 2 };
-inline constexpr int kIsaCount = 3;
+// Weakest first; each includes what is before it. A family that gains nothing from a level runs the one below.
+enum class Isa : int { scalar = 0, avx2 = 1, avx512vnni = 2, avx512vpopcntdq = 3 };
+inline constexpr int kIsaCount = 4;
+inline constexpr const char* kIsaNames[kIsaCount] = {"scalar", "avx2", "avx512vnni", "avx512vpopcntdq"};
 inline constexpr int kMaxMr = 8;  // upper bound of rows in a register tile over all ISAs
 
 // tile[r][0..64) = start + sum over k of a[r][k] * panel[k], r < MR.   a: codes as u8, lda bytes between rows.

@@ -1,0 +1,55 @@
+// What every file of bindings uses. Arrays come as addresses with shapes; Python has checked dtypes and shapes, and
+// everything that could reach outside a buffer is checked again here. The GIL is released while kernels run.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "../cpu/kernels.h"
+
+namespace py = pybind11;
+
+using Address = uintptr_t;
+
+template <class T>
+T* pointer(Address a) {
+    return reinterpret_cast<T*>(a);
+}
+
+inline const qk::Kernels& checked_isa(int isa) {
+    if (isa < 0 || isa >= qk::kIsaCount || !qk::supported(static_cast<qk::Isa>(isa)))
+        throw std::invalid_argument("this machine does not support ISA number " + std::to_string(isa));
+    return qk::kernels(static_cast<qk::Isa>(isa));
+}
+
+// Tensors without memory (fake ones, zero ones, freed ones) have the address 0.
+inline void present(const char* name, Address a, int64_t count) {
+    if (a != 0 || count == 0) return;
+    py::set_error(py::module_::import("qkernels.errors").attr("ArgumentError"),
+                  (std::string(name) + " is a tensor without memory; accepted: one that holds numbers.").c_str());
+    throw py::error_already_set();
+}
+
+struct RequantArrays {
+    Address multiplier, shift, scale;  // n values each, already one per channel
+    int rounding, zero_point, lo, hi;
+
+    qk::Epilogue epilogue() const {
+        qk::Epilogue e;
+        e.multiplier = pointer<int32_t>(multiplier);
+        e.shift = pointer<int32_t>(shift);
+        e.requant_scale = pointer<float>(scale);
+        e.out_zero = zero_point;
+        e.lo = lo;
+        e.hi = hi;
+        return e;
+    }
+};
+
+void bind_machine(py::module_& m);      // machine.cpp
+void bind_elementwise(py::module_& m);  // elementwise.cpp
+void bind_gemm(py::module_& m);         // gemm.cpp

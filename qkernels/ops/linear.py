@@ -1,0 +1,127 @@
+"""``linear``: check the arguments, pick a kernel, call it."""
+
+import sys
+
+from .. import registry
+from .._arrays import is_torch
+from ..cpu import FLOATS, dtype_name
+from ..errors import ArgumentError, DTypeError
+from ..quant import InputQuant
+from .plans import keep_plan, observed, same_as_before
+from .request import (
+    Request,
+    check_accumulator,
+    check_activation,
+    check_array,
+    check_vector,
+    check_weight,
+    name_of_dtype,
+)
+
+
+def linear(
+    x,
+    w,
+    bias=None,
+    activation=None,
+    input_quant=None,
+    compute_dtype=None,
+    out_dtype=None,
+    backend=None,
+):
+    """``y = activation(x @ w.T + bias)`` with a compressed weight.
+
+    With an ``input_quant`` the product is done in integers (thesis eq. 1.9, 3.9, 3.11):
+
+    ``y[m, n] = act(((float32(acc[m, n]) * w.scale[n]) * x_scale[m]) + bias[n])``,
+    ``acc = sum_k (xq[m, k] - x_zp) * (wq[n, k] - w_zp[n])``
+
+    The codes and acc are exact, and every float32 operation rounds once in this order, so results without
+    activation, with "relu" and with "relu6" are bit-identical on every ISA; "gelu" (erf form) and "silu" agree within
+    1e-6 + 2e-6 * |y|. Without an ``input_quant`` activations stay floats (weight-only; reference speed so far).
+
+    For inference: no gradient flows through the result.
+
+    Args:
+        x: (..., K) float32, bfloat16 or float16; torch CPU tensor or NumPy array, any strides.
+        w: IntWeight (N, K).
+        bias: (N,) floats, used as float32; or None.
+        activation: None, "relu", "relu6", "gelu" or "silu".
+        input_quant: InputQuant, or None for float activations.
+        compute_dtype: weight-only calls: None or "float32".
+        out_dtype: float32, bfloat16 or float16; None is the dtype of x.
+        backend: None (the fastest that takes the call), "cpu" or "reference"; a named one never falls back.
+
+    Returns:
+        (..., N), of the kind that x is.
+
+    Raises:
+        ArgumentError: shapes, devices or values outside of the above; x not finite where it is quantized.
+        DTypeError: a dtype outside of the above.
+        UnsupportedError: no kernel takes the call.
+    """
+    traced = False
+    if is_torch(x):
+        torch = sys.modules["torch"]
+        if torch.compiler.is_compiling():
+            from .. import _torch_ops
+
+            return _torch_ops.linear(x, w, bias, activation, input_quant, compute_dtype, out_dtype, backend)
+        traced = observed(torch, x)
+        if not traced:
+            y = same_as_before(torch, x, w, bias, activation, input_quant, compute_dtype, out_dtype, backend)
+            if y is not None:
+                return y
+    request = linear_request(x, w, bias, activation, input_quant, compute_dtype, out_dtype, backend)
+    kernel = registry.pick(request)
+    if kernel.backend == "cpu" and is_torch(x):
+        if traced:
+            from .. import _torch_ops
+
+            block = _torch_ops.layout(w)
+            return _torch_ops.linear_packed(
+                x, block, bias, w.shape[0], input_quant, activation, getattr(torch, request.out_name)
+            )
+        if w.shape[1]:
+            keep_plan(request, activation, input_quant, out_dtype, backend)
+    return kernel.run(request)
+
+
+def linear_request(
+    x, w, bias=None, activation=None, input_quant=None, compute_dtype=None, out_dtype=None, backend=None
+):
+    op = "linear"
+    check_array(op, "x", x, tuple(FLOATS))
+    check_weight(op, x, w)
+    check_vector(op, "bias", bias, w.shape[0], (*FLOATS, "float64"))
+    check_activation(op, activation)
+    if input_quant is not None:
+        if not isinstance(input_quant, InputQuant):
+            raise DTypeError(
+                f"{op}: input_quant is a {type(input_quant).__name__}; accepted: qkernels.InputQuant or None."
+            )
+        if compute_dtype is not None:
+            raise ArgumentError(
+                f"{op}: compute_dtype is {compute_dtype!r} with an input_quant; accepted: None (the product is done "
+                "in integers). Leave one of them out."
+            )
+        if input_quant.granularity == "channel":
+            input_quant.weight_scale(op, w.numpy().input_scale)
+        lo, hi = (-128, 127) if input_quant.signed else (0, 255)
+        check_accumulator(op, w, lo, hi, input_quant.zero_point or 0)
+    elif not isinstance(compute_dtype, str | None) or compute_dtype not in (None, "float32"):
+        raise ArgumentError(f"{op}: compute_dtype is {compute_dtype!r}; accepted: None, 'float32'.")
+    name = name_of_dtype(
+        op, out_dtype, dtype_name(x), tuple(FLOATS) if is_torch(x) else ("float32", "float16")
+    )
+    return Request(
+        op,
+        x,
+        w,
+        bias,
+        name,
+        backend,
+        activation=activation,
+        input_quant=input_quant,
+        compute_dtype=compute_dtype,
+    )

@@ -1,0 +1,29 @@
+"""The rows of the registry: which kernel computes which operation for which weight format."""
+
+from .. import cpu, reference_backend, registry
+from ..registry import Kernel
+
+
+def add_rows(op, formats, core, isas, call, reference, accepts=None, exactness="exact"):
+    """Rows for each format: the CPU ones strongest ISA first, then the reference. ``formats`` (None,): no weight."""
+    accepts = accepts or (lambda request: None)
+    for name in formats:
+        for isa in reversed(isas):
+            registry.register(Kernel(op, name, "cpu", isa, core, accepts, call, exactness))
+        registry.register(Kernel(op, name, "reference", None, core, lambda r: None, reference, exactness))
+
+
+def integer_activations(request):
+    if request.options["input_quant"] is None:
+        return "input_quant is None (weight-only): no CPU kernel yet; pass input_quant=qkernels.InputQuant()"
+    return None
+
+
+GEMM_ISAS = ("scalar", "avx2", "avx512vnni")
+GEMM_FORMATS = ("IntWeight",)
+
+add_rows("linear", GEMM_FORMATS, "gemm", GEMM_ISAS, cpu.linear, reference_backend.linear, integer_activations)
+for _op in ("matmul_int", "linear_requant"):
+    add_rows(_op, GEMM_FORMATS, "gemm", GEMM_ISAS, getattr(cpu, _op), getattr(reference_backend, _op))
+for _op in ("requantize", "quantize_activations"):
+    add_rows(_op, (None,), "elementwise", GEMM_ISAS, getattr(cpu, _op), getattr(reference_backend, _op))
