@@ -176,12 +176,11 @@ inline void softmax_int32(const int32_t* x, int64_t n, int64_t multiplier, int s
                           uint8_t out_flip) {
     int32_t most = INT32_MIN;
     for (int64_t i = 0; i < n; ++i) most = x[i] > most ? x[i] : most;
-    const int64_t half = (int64_t{1} << shift) >> 1;
+    const uint64_t half = (uint64_t{1} << shift) >> 1, m = static_cast<uint64_t>(multiplier);
     uint64_t total = 0;
     for (int64_t i = 0; i < n; ++i) {
-        const uint32_t far = static_cast<uint32_t>(most) - static_cast<uint32_t>(x[i]);
-        const int64_t d = far > INT32_MAX ? INT32_MAX : static_cast<int64_t>(far);
-        const int64_t u64 = (d * multiplier + half) >> shift;
+        const uint64_t d = static_cast<uint32_t>(most) - static_cast<uint32_t>(x[i]);
+        const uint64_t u64 = (d * m + half) >> shift;
         const uint32_t u = u64 > (31 << 14) ? 31 << 14 : static_cast<uint32_t>(u64);
         const uint32_t f = 31981u - (u & 16383u);
         const uint32_t p = (((f * f) >> 14) * 5644u + 184683594u) >> 6;

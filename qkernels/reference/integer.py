@@ -50,7 +50,7 @@ def requant_table(dtype, zero_point, requant, lo, hi):
 
 
 def concat_requant(xs, zero_points, requants, lo, hi, axis):
-    """Each input rescaled, ``requantize(x - zero_point)``, then joined along axis. requants: one each, None to keep codes."""
+    """Each input rescaled, ``requantize(x - zero_point)``, or kept where its requant is None; then joined along axis."""
     parts = [
         x.astype(np.int64) if r is None else requantize(x.astype(np.int64) - zp, r, lo, hi)
         for x, zp, r in zip(xs, zero_points, requants)
@@ -133,9 +133,9 @@ def exp_int(d, to_exponent):
     Args:
         to_exponent: Requant of scale / ln(2) * 2**14, one multiplier, rounding "single".
     """
-    t = 31 + int(to_exponent.shift[0])
-    d = np.minimum(d, 2**31 - 1)
-    u = np.minimum(rounding_right_shift(d * int(to_exponent.multiplier[0]), t), 31 << EXP_FRACTION)
+    m, t = np.uint64(to_exponent.multiplier[0]), np.uint64(31 + to_exponent.shift[0])
+    half = np.uint64((1 << int(t)) >> 1)
+    u = np.minimum((d.astype(np.uint64) * m + half) >> t, np.uint64(31 << EXP_FRACTION)).astype(np.int64)
     f = EXP_B - (u & ((1 << EXP_FRACTION) - 1))
     e = ((f * f >> 14) * EXP_A + EXP_C) >> (29 - EXP_BITS)
     return np.minimum(e, 2**EXP_BITS - 1) >> (u >> EXP_FRACTION)
