@@ -1,7 +1,7 @@
 """The CPU backend of the integer-only elementwise operations: from checked requests to csrc/cpu/integer.cpp.
 
-Tensors keep their memory order: what is dense in any order of its dimensions (contiguous, channels_last, a transpose) is
-read as it lies, and the result lies the same way. Anything else is copied first. Pooling works on NHWC memory.
+Tensors keep their memory order: what is dense in any order of its dimensions (contiguous, channels_last, a transpose)
+is read as it lies, and the result lies the same way. Anything else is copied first. Pooling works on NHWC memory.
 """
 
 import functools
@@ -74,15 +74,14 @@ def add_codes(p, a_signed, b_signed, out_signed, lo, hi):
     )
 
 
+def add_native(r):
+    types = dtype_name(r.x), dtype_name(r.options["b"]), r.out_name
+    return add_codes(r.options["requant"], *(t == "int8" for t in types), *r.options["limits"])
+
+
 def add_requant(r):
     order, (a, b) = in_order([r.x, r.options["b"]])
-    native = add_codes(
-        r.options["requant"],
-        dtype_name(a) == "int8",
-        dtype_name(b) == "int8",
-        r.out_name == "int8",
-        *r.options["limits"],
-    )
+    native = add_native(r)
     out = empty(a, a.shape, r.out_name)
     count = math.prod(a.shape)
     if count:
@@ -118,31 +117,40 @@ def gelu_table(dtype, zero_point, to_erf, requant, lo, hi, out_dtype):
     return table_bytes(table.astype(out_dtype), dtype)
 
 
-def gelu_int(r):
+def gelu_bytes(r):
     o = r.options
-    table = gelu_table(dtype_name(r.x), o["zero_point"], o["to_erf"], o["requant"], *o["limits"], r.out_name)
-    return lookup(r, table)
+    return gelu_table(dtype_name(r.x), o["zero_point"], o["to_erf"], o["requant"], *o["limits"], r.out_name)
+
+
+def gelu_int(r):
+    return lookup(r, gelu_bytes(r))
+
+
+def concat_tables(r):
+    """For each input: its table of 256 bytes, or None where codes are copied."""
+    o = r.options
+    return [
+        None if requant is None else _requant_table(dtype_name(x), zp, requant, *o["limits"], r.out_name)
+        for x, zp, requant in zip(o["xs"], o["zero_points"], o["requants"])
+    ]
 
 
 def concat_requant(r):
-    xs, axis = r.options["xs"], r.options["axis"]
-    order, xs = in_order(xs)
-    at = order.index(axis)
+    order, xs = in_order(r.options["xs"])
+    at = order.index(r.options["axis"])
     outer = math.prod(xs[0].shape[:at])
     shape = list(xs[0].shape)
     shape[at] = sum(x.shape[at] for x in xs)
     out = empty(xs[0], tuple(shape), r.out_name)
     pitch, place = math.prod(shape[at:]), address(out)
-    for x, zero_point, requant in zip(xs, r.options["zero_points"], r.options["requants"]):
+    for x, table in zip(xs, concat_tables(r)):
         n = math.prod(x.shape[at:])
-        if outer and n:
-            if requant is None:
-                _native.copy_rows(address(x), outer, n, n, place, pitch)
-            else:
-                table = _requant_table(dtype_name(x), zero_point, requant, *r.options["limits"], r.out_name)
-                _native.lookup_rows(
-                    *(ISAS[r.isa][0], address(x), outer, n, n, table, place, pitch, num_threads())
-                )
+        if outer and n and table is None:
+            _native.copy_rows(address(x), outer, n, n, place, pitch)
+        elif outer and n:
+            _native.lookup_rows(
+                *(ISAS[r.isa][0], address(x), outer, n, n, table, place, pitch, num_threads())
+            )
         place += n
     return permuted(out, inverse(order))
 
@@ -155,6 +163,7 @@ def _requant_table(dtype, zero_point, requant, lo, hi, out_dtype):
 
 # ---- pooling -----------------------------------------------------------------------------------------------
 
+NARROW = 64  # values of a window whose mean needs 32 bits only
 TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
@@ -169,35 +178,46 @@ def _sides(window):
     return sides
 
 
-def max_pool2d_int(r):
+def max_pool_arguments(r):
+    """(before the geometry, geometry) of the native call, without addresses of tensors and threads."""
     window = r.options["window"]
+    n, c, h, w = r.x.shape
+    (rows, _), (columns, _) = _sides(window)
+    return (ISAS[r.isa][0], dtype_name(r.x) == "int8", n, c, h, w), (
+        *(address(rows), rows.shape[1], window.dilation[0]),
+        *(address(columns), columns.shape[1], window.dilation[1]),
+    )
+
+
+def run_pool(r, run, before, after):
     x = contiguous(permuted(r.x, TO_NHWC))
-    n, h, w, c = x.shape
-    out = empty(x, (n, *window.shape, c), r.out_name)
+    out = empty(x, (x.shape[0], *r.options["window"].shape, x.shape[3]), r.out_name)
     if math.prod(out.shape):
-        (rows, _), (columns, _) = _sides(window)
-        _native.max_pool_codes(
-            *(ISAS[r.isa][0], address(x), dtype_name(x) == "int8", n, c, h, w),
-            *(address(rows), rows.shape[1], window.dilation[0]),
-            *(address(columns), columns.shape[1], window.dilation[1], address(out), num_threads()),
-        )
+        run(before[0], address(x), *before[1:], *after, address(out), num_threads())
     return permuted(out, TO_NCHW)
+
+
+def max_pool2d_int(r):
+    return run_pool(r, _native.max_pool_codes, *max_pool_arguments(r))
 
 
 @functools.lru_cache(maxsize=1024)
 def _averages(window, zero_point, ratio, out_zero_point, in_signed, out_signed, lo, hi):
     """(sum * multiplier + start) >> shift, from the sum of unsigned bytes to a signed one, for each kind of window.
 
-    For the same scale multiplier = ceil(2**shift / D). With the padding counted in, sums are between 0 and 255 D, so the
-    excess of the multiplier adds less than 2**-21 <= 1 / (2 D), and cannot carry floor(sum / D + 1/2) over an integer.
+    For the same scale multiplier = ceil(2**shift / D). With the padding counted in, sums are between 0 and 255 D, so
+    the excess of the multiplier adds less than 255 D / 2**shift, which is at most 1 / (2 D) and cannot carry
+    floor(sum / D + 1/2) over an integer: for D up to 64 with a shift of 22, where all of it fits int32,
+    above with 30 + floor(log2 D).
     """
     (_, rows), (_, columns) = _sides(window)
     flip, offset = 128 * in_signed, 0 if out_signed else 128
     zero = zero_point + flip
     entries = []
     for count, divisor in ((a * b, c * d) for a, c in rows for b, d in columns):
+        narrow = ratio is None and divisor <= NARROW
         if ratio is None:
-            shift = 30 + divisor.bit_length() - 1
+            shift = 22 if narrow else 30 + divisor.bit_length() - 1
             multiplier = -(-(1 << shift) // divisor)
             padding, to_code = (divisor - count) * zero, -flip
         else:
@@ -205,27 +225,25 @@ def _averages(window, zero_point, ratio, out_zero_point, in_signed, out_signed, 
             multiplier, shift = int(requant.multiplier[0]), 31 + int(requant.shift[0])
             padding, to_code = -count * zero, out_zero_point
         start = padding * multiplier + ((1 << shift) >> 1) + ((to_code - offset) << shift)
-        entries.append((multiplier, start, shift))
+        entries.append((multiplier, start, shift, narrow))
     return _native.Averages(entries, len(columns), in_signed, out_signed, lo - offset, hi - offset)
 
 
-def avg_pool2d_int(r):
+def avg_pool_arguments(r):
+    """As max_pool_arguments."""
     o = r.options
-    window = o["window"]
-    x = contiguous(permuted(r.x, TO_NHWC))
-    n, h, w, c = x.shape
-    out = empty(x, (n, *window.shape, c), r.out_name)
-    if math.prod(out.shape):
-        averages = _averages(
-            *(window, o["zero_point"], o["ratio"], o["output_zero_point"]),
-            *(dtype_name(x) == "int8", r.out_name == "int8", *o["limits"]),
-        )
-        (rows, _), (columns, _) = _sides(window)
-        _native.avg_pool_codes(
-            *(ISAS[r.isa][0], address(x), n, c, h, w, address(rows), rows.shape[1]),
-            *(address(columns), columns.shape[1], averages, address(out), num_threads()),
-        )
-    return permuted(out, TO_NCHW)
+    n, c, h, w = r.x.shape
+    averages = _averages(
+        *(o["window"], o["zero_point"], o["ratio"], o["output_zero_point"]),
+        *(dtype_name(r.x) == "int8", r.out_name == "int8", *o["limits"]),
+    )
+    (rows, _), (columns, _) = _sides(o["window"])
+    geometry = address(rows), rows.shape[1], address(columns), columns.shape[1], averages
+    return (ISAS[r.isa][0], n, c, h, w), geometry
+
+
+def avg_pool2d_int(r):
+    return run_pool(r, _native.avg_pool_codes, *avg_pool_arguments(r))
 
 
 # ---- I-BERT ------------------------------------------------------------------------------------------------
@@ -247,12 +265,21 @@ def softmax_int(r):
     return out.reshape(*r.x.shape)
 
 
+def norm_arguments(norm, out_signed, lo, hi):
+    """What the native layer norm takes of a LayerNormInt: for uint8 everything 128 lower, and the result flipped."""
+    offset = 0 if out_signed else 128
+    if out_signed not in norm._native:
+        bias = norm.bias - np.int32(offset << norm.shift)
+        norm._native[out_signed] = (address(norm.weight), address(bias), norm.shift, norm.eps), bias
+    return *norm._native[out_signed][0], out_signed, lo - offset, hi - offset
+
+
 def layer_norm_int(r):
     out = empty(r.x, (r.m, r.n), r.out_name)
     norm = r.options["norm"]
     _native.layer_norm_codes(
         *(ISAS[r.isa][0], address(r.x2), CODE_TYPES[dtype_name(r.x)], r.m, r.n, r.pitch),
-        *(address(norm.weight), address(norm.bias), norm.shift, norm.eps, *r.options["limits"]),
+        *norm_arguments(norm, r.out_name == "int8", *r.options["limits"]),
         *(address(out), num_threads()),
     )
     return out.reshape(*r.x.shape)

@@ -50,9 +50,9 @@ class AddRequant:
     Multipliers have 16 bits, so that one ``vpmaddwd`` makes both products and their sum (TFLite's quantized ADD rounds
     three times, with 31-bit multipliers).
 
-    Error. Let A = scale_a / output_scale and B likewise. ``from_scales`` takes the largest shift up to 22 with which both
-    multipliers stay below 2**15, so each is within 1/2 of A * 2**shift, B * 2**shift; |a - zero_point_a| <= 255. Hence
-    ``|y - (A (a - zero_point_a) + B (b - zero_point_b) + zero_point)| <= 1/2 + 255 * 2**-shift`` before clipping, that
+    Error. Let A = scale_a / output_scale and B likewise. ``from_scales`` takes the largest shift up to 22 with which
+    both multipliers stay below 2**15, so each is within 1/2 of A * 2**shift, B * 2**shift; |a - zero_point_a| <= 255.
+    Hence ``|y - (A (a - zero_point_a) + B (b - zero_point_b) + zero_point)| <= 1/2 + 255 * 2**-shift`` before clipping, that
     is 1/2 + 0.0078 for the larger of A and B in [1/2, 1); twice that per octave above, half of it per octave below.
 
     Args:
@@ -71,6 +71,7 @@ class AddRequant:
     zero_point_b: int = 0
     zero_point: int = 0
     output_scale: object = None
+    _native: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         where, put = "AddRequant", lambda name, value: object.__setattr__(self, name, value)
@@ -108,6 +109,18 @@ class AddRequant:
     def error_bound(self):
         """Most code steps between a result and the float definition, before clipping: 1/2 + 255 * 2**-shift."""
         return 0.5 + 255 * 2.0**-self.shift
+
+    def __reduce__(self):  # without what a backend attaches
+        names = (
+            "multiplier_a",
+            "multiplier_b",
+            "shift",
+            "zero_point_a",
+            "zero_point_b",
+            "zero_point",
+            "output_scale",
+        )
+        return AddRequant, tuple(getattr(self, name) for name in names)
 
     def limits(self, activation, out_dtype):
         """The range (lo, hi) of codes, as in ``Requant.limits``."""
@@ -159,9 +172,9 @@ class LayerNormInt:
     """The constants of an integer layer norm over rows of n values; the arithmetic is in ``reference.layer_norm_int``.
 
     Args:
-        weight: int32 (n,), below 2**30 in size: of one normalized unit in the output's steps, times 2**(shift - 20).
-        bias: int64 (n,), below 2**62: what is added, times 2**shift, with the zero point and the rounding half in it.
-        shift: 20..50. eps: n**2 * eps / scale**2 in units of 2**-16, 0..2**60.
+        weight: int32 (n,), below 2**30 in size: one normalized unit in the output's steps, times 2**(shift + 12).
+        bias: int32 (n,), below 2**30: what is added, times 2**shift, with the zero point and the rounding half in it.
+        shift: 1..18. eps: n**2 * eps / scale**2 in units of 2**-16, 0..2**60.
         zero_point: the output's code of 0.
     """
 
@@ -181,15 +194,15 @@ class LayerNormInt:
             raise ArgumentError(
                 f"{where}: weight has shape {weight.shape}, bias {bias.shape}; accepted: (n,) both, n from 1 to 32768."
             )
-        for name, a, bits in (("weight", weight, 30), ("bias", bias, 62)):
+        for name, a, bits in (("weight", weight, 30), ("bias", bias, 30)):
             bad = first_bad((a <= -(2**bits)) | (a >= 2**bits))
             if bad is not None:
                 raise ArgumentError(
                     f"{where}: {name}[{bad[0]}] is {a[bad]}; accepted: below 2**{bits} in size."
                 )
         put("weight", np.ascontiguousarray(weight, np.int32))
-        put("bias", np.ascontiguousarray(bias, np.int64))
-        put("shift", integer(where, "shift", self.shift, 20, 50))
+        put("bias", np.ascontiguousarray(bias, np.int32))
+        put("shift", integer(where, "shift", self.shift, 1, 18))
         put("eps", integer(where, "eps", self.eps, 0, 2**60))
         put("zero_point", integer(where, "zero_point", self.zero_point, -128, 255))
 
@@ -198,7 +211,7 @@ class LayerNormInt:
         """From a float layer norm: weight and bias (n,), or None for a bias of 0.
 
         Args:
-            scale: the real value of one step of the input; it only matters beside eps, since normalizing divides it out.
+            scale: the real value of one step of the input; it matters only beside eps: normalizing divides it out.
             output_scale, zero_point: of the 8-bit result. eps: what is added to the variance.
 
         Raises:
@@ -212,20 +225,20 @@ class LayerNormInt:
             raise ArgumentError(
                 f"{where}: weight has shape {w.shape}, bias {b.shape}; accepted: (n,) both, n from 1 to 32768."
             )
-        largest = max(float(np.abs(w).max()), float(np.abs(b).max()) / 1024, 2.0**-20)
-        if not largest < 2**29:
+        largest = max(float(np.abs(w).max()), float(np.abs(b).max()) / 1024, 0.5)
+        if not largest <= 2**16:
             raise ArgumentError(
                 f"{where}: weight / output_scale reaches {np.abs(w).max():.3g}, bias / output_scale "
-                f"{np.abs(b).max():.3g}; accepted: finite, below 2**29 and 2**39."
+                f"{np.abs(b).max():.3g}; accepted: finite, up to 2**16 and 2**26."
             )
-        bits = min(30, 29 - math.ceil(math.log2(largest)))  # of the weights after the point
+        bits = 29 - math.ceil(math.log2(largest))  # of the weights after the point, 13 to 30
         eps_steps = len(w) ** 2 * float(eps) / s**2 * 2.0**16 if isinstance(eps, int | float) else math.nan
         if not 0 <= eps_steps <= 2.0**60:
             raise ArgumentError(
                 f"{where}: eps is {eps!r} at scale {s:.3g}; accepted: eps >= 0 with n**2 * eps / scale**2 up to 2**44."
             )
         zp = integer(where, "zero_point", zero_point, -128, 255)
-        shift = bits + 20
+        shift = bits - 12
         steps = np.rint(b * 2.0**shift).astype(np.int64) + (zp << shift) + (1 << (shift - 1))
         return cls(np.rint(w * 2.0**bits).astype(np.int64), steps, shift, round(eps_steps), zp)
 
@@ -240,8 +253,9 @@ class LayerNormInt:
 class PoolWindow:
     """Which rows and columns each output position of a pooling sees, padding cut off.
 
-    ``rows`` and ``columns``: int64 arrays (start, count, divisor), one entry for each output row or column: start of what
-    is inside the input, how many lie inside, and the extent that an average divides by. ``dilation`` (rows, columns).
+    ``rows`` and ``columns``: int64 arrays (start, count, divisor), one entry for each output row or column: start of
+    what is inside the input, how many lie inside, and the extent that an average divides by. ``dilation`` is (rows,
+    columns).
     """
 
     rows: tuple

@@ -26,13 +26,15 @@ struct Averages {
     std::vector<qk::Average> list;
     int64_t column_divisors;
 
-    // (multiplier, start, shift) for each pair of divisors
-    Averages(const std::vector<std::tuple<int64_t, int64_t, int>>& entries, int64_t columns, bool in_signed,
+    // (multiplier, start, shift, narrow) for each pair of divisors
+    Averages(const std::vector<std::tuple<int64_t, int64_t, int, bool>>& entries, int64_t columns, bool in_signed,
              bool out_signed, int lo, int hi)
         : column_divisors(columns) {
-        for (const auto& [multiplier, start, shift] : entries) {
-            require(multiplier >= 0 && multiplier < (int64_t{1} << 31) && shift >= 0 && shift < 63, "an average");
-            list.push_back({multiplier, start, shift, static_cast<uint8_t>(in_signed ? 0x80 : 0),
+        for (const auto& [multiplier, start, shift, narrow] : entries) {
+            require(multiplier >= 0 && multiplier < (int64_t{1} << 31) && shift >= 0 && shift < (narrow ? 31 : 63) &&
+                        (!narrow || std::abs(start) < (int64_t{1} << 31)),
+                    "an average");
+            list.push_back({multiplier, start, shift, narrow, static_cast<uint8_t>(in_signed ? 0x80 : 0),
                             static_cast<uint8_t>(out_signed ? 0 : 0x80), code(lo), code(hi)});
         }
         require(columns > 0 && list.size() % columns == 0, "the number of averages");
@@ -126,7 +128,7 @@ void bind_integer(py::module_& m) {
         qk::max_pool(kernels, p, is_signed, threads);
     });
     py::class_<Averages>(m, "Averages")
-        .def(py::init<const std::vector<std::tuple<int64_t, int64_t, int>>&, int64_t, bool, bool, int, int>());
+        .def(py::init<const std::vector<std::tuple<int64_t, int64_t, int, bool>>&, int64_t, bool, bool, int, int>());
     m.def("avg_pool_codes", [](int isa, Address x, int64_t images, int64_t channels, int64_t height, int64_t width,
                                Address rows, int64_t row_outputs, Address columns, int64_t column_outputs,
                                const Averages& averages, Address out, int threads) {
@@ -151,15 +153,17 @@ void bind_integer(py::module_& m) {
                           pointer<uint8_t>(out), out_signed ? 0x80 : 0, threads);
     });
     m.def("layer_norm_codes", [](int isa, Address x, int type, int64_t rows, int64_t n, int64_t ldx, Address weight,
-                                 Address bias, int shift, int64_t eps, int lo, int hi, Address out, int threads) {
+                                 Address bias, int shift, int64_t eps, bool out_signed, int lo, int hi, Address out,
+                                 int threads) {
         const auto& kernels = checked(isa);
         const qk::DType dtype = code_type(type);
         present("layer_norm_int: q", x, rows * n);
-        require(n <= (1 << 15) && shift >= 20 && shift <= 50 && eps >= 0 && eps <= (int64_t{1} << 60), "a layer norm");
+        require(n <= (1 << 15) && shift >= 1 && shift <= 18 && eps >= 0 && eps <= (int64_t{1} << 60), "a layer norm");
         if (rows == 0 || n == 0) return;
         py::gil_scoped_release release;
         qk::layer_norm_codes(kernels, pointer<void>(x), dtype, rows, n, ldx,
-                             {pointer<int32_t>(weight), pointer<int64_t>(bias), shift, eps, lo, hi},
+                             {pointer<int32_t>(weight), pointer<int32_t>(bias), shift, eps,
+                              static_cast<uint8_t>(out_signed ? 0 : 0x80), code(lo), code(hi)},
                              pointer<uint8_t>(out), threads);
     });
     m.def("requantize", [](int isa, Address acc, int64_t rows, int64_t n, int64_t ld_acc, const RequantArrays& r,

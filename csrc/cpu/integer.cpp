@@ -66,9 +66,8 @@ bool PoolSide::valid(int64_t divisors) const {
 
 namespace {
 
-// body(window, row, column, output) for every output pixel, rows of them split over threads
-template <class Body>
-void pool(const Pool& p, int threads, Body body) {
+template <class Leaf>
+void pool(const Pool& p, const Average* averages, int64_t column_divisors, int threads, Leaf leaf) {
     const int64_t row_bytes = p.columns.size * p.channels, out_bytes = p.columns.outputs * p.channels;
     int64_t largest = 0;
     for (int64_t i = 0; i < p.rows.outputs; ++i) largest = std::max(largest, p.rows.count[i]);
@@ -76,25 +75,21 @@ void pool(const Pool& p, int threads, Body body) {
     parallel_for(threads, p.images * p.rows.outputs, [&](int64_t unit) {
         const int64_t image = unit / p.rows.outputs, row = unit % p.rows.outputs;
         const uint8_t* x = p.x + (image * p.rows.size + p.rows.start[row]) * row_bytes;
-        uint8_t* out = p.out + unit * out_bytes;
-        for (int64_t c = 0; c < p.columns.outputs; ++c, out += p.channels)
-            body(Window{x + p.columns.start[c] * p.channels, p.rows.count[row], p.columns.count[c],
-                        p.rows.step * row_bytes, p.columns.step * p.channels},
-                 row, c, out);
+        const Average* of_row = averages == nullptr ? nullptr : averages + p.rows.divisor[row] * column_divisors;
+        leaf(PoolRow{x, p.rows.count[row], p.rows.step * row_bytes, p.columns.step * p.channels, p.channels,
+                     p.columns.outputs, p.columns.start, p.columns.count, p.columns.divisor, of_row},
+             p.out + unit * out_bytes);
     });
 }
 
 }  // namespace
 
 void max_pool(const IntegerKernels& isa, const Pool& p, bool is_signed, int threads) {
-    pool(p, threads,
-         [&](const Window& w, int64_t, int64_t, uint8_t* out) { isa.max_pool[is_signed](w, p.channels, out); });
+    pool(p, nullptr, 0, threads, isa.max_pool[is_signed]);
 }
 
 void avg_pool(const IntegerKernels& isa, const Pool& p, const Average* averages, int64_t column_divisors, int threads) {
-    pool(p, threads, [&](const Window& w, int64_t row, int64_t c, uint8_t* out) {
-        isa.avg_pool(w, p.channels, averages[p.rows.divisor[row] * column_divisors + p.columns.divisor[c]], out);
-    });
+    pool(p, averages, column_divisors, threads, isa.avg_pool);
 }
 
 void softmax_codes(const IntegerKernels& isa, const void* x, DType type, int64_t rows, int64_t n, int64_t ldx,

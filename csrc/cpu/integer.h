@@ -19,18 +19,23 @@ struct AddCodes {
     int8_t lo = -128, hi = 127;
 };
 
-// What one output of a pooling sees: rows x columns pixels, steps in bytes, each a run of channels.
-struct Window {
-    const uint8_t* base;
-    int64_t rows, columns, row_step, column_step;
-};
-
-// out = clamp((sum * multiplier + start) >> shift, lo, hi) ^ out_flip of the sum of codes ^ in_flip
+// out = clamp((sum * multiplier + start) >> shift, lo, hi) ^ out_flip of the sum of codes ^ in_flip. With `narrow` all
+// of it fits int32.
 struct Average {
     int64_t multiplier = 0, start = 0;
     int shift = 0;
+    bool narrow = false;
     uint8_t in_flip = 0, out_flip = 0;
     int8_t lo = -128, hi = 127;
+};
+
+// One row of outputs of a pooling. Output o sees `rows` x count[o] pixels from base + start[o] * pixel on, each `pixel`
+// bytes of channels; steps are bytes between pixels of a window.
+struct PoolRow {
+    const uint8_t* base;
+    int64_t rows, row_step, column_step, pixel, outputs;
+    const int64_t *start, *count, *divisor;
+    const Average* averages;  // [divisor[o]]
 };
 
 // exp_int(d) of the reference for every d = 0..255: 2^23 is 1. Planes: bits 16 to 23, 8 to 15, 0 to 7.
@@ -40,11 +45,11 @@ struct ExpTable {
 };
 
 struct LayerNorm {
-    const int32_t* weight;  // [n]
-    const int64_t* bias;    // [n]
+    const int32_t *weight, *bias;  // [n]
     int shift;
     int64_t eps;
-    int64_t lo, hi;
+    uint8_t out_flip;  // 0x80 for uint8 output; lo and hi are then those minus 128, and so is the bias
+    int8_t lo, hi;
 };
 
 struct RequantColumns {
@@ -60,8 +65,8 @@ struct IntegerKernels {
     // out[r][i] = table[x[r][i]], n of each row
     void (*lookup)(const uint8_t* x, int64_t rows, int64_t n, int64_t ldx, const uint8_t* table, uint8_t* out,
                    int64_t ldo);
-    void (*max_pool[2])(const Window& w, int64_t channels, uint8_t* out);  // [1]: int8 codes
-    void (*avg_pool)(const Window& w, int64_t channels, const Average& p, uint8_t* out);
+    void (*max_pool[2])(const PoolRow& p, uint8_t* out);  // [1]: int8 codes
+    void (*avg_pool)(const PoolRow& p, uint8_t* out);
     // one row of n codes, out ^ out_flip
     void (*softmax_bytes)(const uint8_t* x, int64_t n, uint8_t in_flip, const ExpTable& e, uint8_t* out,
                           uint8_t out_flip);
@@ -111,7 +116,7 @@ void softmax_codes(const IntegerKernels& isa, const void* x, DType type, int64_t
 void layer_norm_codes(const IntegerKernels& isa, const void* x, DType type, int64_t rows, int64_t n, int64_t ldx,
                       const LayerNorm& p, uint8_t* out, int threads);
 
-// out[m][n] = requant(acc[m][n]); lo and hi are codes of int8, or of uint8 where hi > 127 or lo >= 0 says nothing else
+// out[m][n] = requant(acc[m][n])
 void requantize(const IntegerKernels& isa, const int32_t* acc, int64_t m, int64_t n, int64_t ld_acc,
                 const RequantColumns& r, Rounding rounding, uint8_t* out, int threads);
 

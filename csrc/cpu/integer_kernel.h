@@ -45,7 +45,7 @@ inline void lookup(const uint8_t* x, int64_t rows, int64_t n, int64_t ldx, const
 
 // ---- pooling: channels across the lanes, the window outside --------------------------------------------------------
 
-// body(channel, load(pixel), store(value)) for each register of channels, the last one partial
+// body(load) for each register of channels, load(p) being that register of the pixel at p; its result goes to out.
 template <class Body>
 inline void for_channels(int64_t channels, uint8_t* out, Body body) {
     using namespace simd;
@@ -59,44 +59,73 @@ inline void for_channels(int64_t channels, uint8_t* out, Body body) {
 }
 
 template <bool SIGNED>
-void max_pool(const qk::Window& w, int64_t channels, uint8_t* out) {
+void max_pool(const qk::PoolRow& row, uint8_t* out) {
     using namespace simd;
-    for_channels(channels, out, [&](auto load) {
-        bytev most = set_bytes(SIGNED ? 0x80 : 0);
-        for (int64_t r = 0; r < w.rows; ++r)
-            for (int64_t c = 0; c < w.columns; ++c)
-                most = max_bytes<SIGNED>(most, load(w.base + r * w.row_step + c * w.column_step));
-        return most;
-    });
+    const qk::PoolRow p = row;  // a copy: stores through out could change what row refers to
+    for (int64_t o = 0; o < p.outputs; ++o, out += p.pixel) {
+        const uint8_t* base = p.base + p.start[o] * p.pixel;
+        const int64_t columns = p.count[o];
+        for_channels(p.pixel, out, [&](auto load) {
+            bytev most = set_bytes(SIGNED ? 0x80 : 0);
+            for (int64_t r = 0; r < p.rows; ++r) {
+                const uint8_t* at = base + r * p.row_step;
+                for (int64_t c = 0; c < columns; ++c, at += p.column_step) most = max_bytes<SIGNED>(most, load(at));
+            }
+            return most;
+        });
+    }
 }
 
-inline void avg_pool(const qk::Window& w, int64_t channels, const qk::Average& p, uint8_t* out) {
+template <class Load>
+inline simd::quad sum_window(const qk::PoolRow& p, const uint8_t* base, int64_t columns, simd::bytev flip, Load load) {
     using namespace simd;
     constexpr int64_t kMost = 257;  // bytes that 16 bits hold the sum of
-    const i64v multiplier = set64(p.multiplier), start = set64(p.start), shift = set64(p.shift);
-    const bytev lo = set_bytes(static_cast<uint8_t>(p.lo)), hi = set_bytes(static_cast<uint8_t>(p.hi));
-    const bytev in = set_bytes(p.in_flip), flip = set_bytes(p.out_flip);
-    for_channels(channels, out, [&](auto load) {
-        quad total = quad_zero();
-        sum16 sum = sum16_zero();
-        int64_t room = kMost;
-        for (int64_t r = 0; r < w.rows; ++r)
-            for (int64_t c = 0; c < w.columns; ++c) {
-                sum = add16(sum, xor_bytes(load(w.base + r * w.row_step + c * w.column_step), in));
-                if (--room == 0) {
-                    total = add_wide(total, sum);
-                    sum = sum16_zero();
-                    room = kMost;
+    quad total = quad_zero();
+    sum16 sum = sum16_zero();
+    int64_t room = kMost;
+    for (int64_t r = 0; r < p.rows; ++r) {
+        const uint8_t* at = base + r * p.row_step;
+        for (int64_t left = columns; left > 0;) {
+            const int64_t run = left < room ? left : room;
+            for (int64_t c = 0; c < run; ++c, at += p.column_step) sum = add16(sum, xor_bytes(load(at), flip));
+            left -= run;
+            room -= run;
+            if (room == 0) {
+                total = add_wide(total, sum);
+                sum = sum16_zero();
+                room = kMost;
+            }
+        }
+    }
+    return add_wide(total, sum);
+}
+
+inline void avg_pool(const qk::PoolRow& row, uint8_t* out) {
+    using namespace simd;
+    const qk::PoolRow p = row;
+    for (int64_t o = 0; o < p.outputs; ++o, out += p.pixel) {
+        const uint8_t* base = p.base + p.start[o] * p.pixel;
+        const qk::Average a = p.averages[p.divisor[o]];
+        const int64_t columns = p.count[o];
+        const bytev lo = set_bytes(static_cast<uint8_t>(a.lo)), hi = set_bytes(static_cast<uint8_t>(a.hi));
+        const bytev in = set_bytes(a.in_flip), flip = set_bytes(a.out_flip);
+        const i32v m32 = seti(static_cast<int32_t>(a.multiplier)), start32 = seti(static_cast<int32_t>(a.start));
+        const i64v m64 = set64(a.multiplier), start64 = set64(a.start), shift64 = set64(a.shift);
+        const shiftv shift32 = shift_by(a.shift);
+        for_channels(p.pixel, out, [&](auto load) {
+            quad q = sum_window(p, base, columns, in, load);
+            for (int i = 0; i < QUAD; ++i) {
+                if (a.narrow) {
+                    q.v[i] = sra(addi(muli(q.v[i], m32), start32), shift32);
+                } else {
+                    const i64v e = sra64(add64(mul32(even(q.v[i]), m64), start64), shift64);
+                    const i64v d = sra64(add64(mul32(odd(q.v[i]), m64), start64), shift64);
+                    q.v[i] = merge(e, d);
                 }
             }
-        total = add_wide(total, sum);
-        for (int i = 0; i < QUAD; ++i) {
-            const i64v e = sra64(add64(mul32(even(total.v[i]), multiplier), start), shift);
-            const i64v o = sra64(add64(mul32(odd(total.v[i]), multiplier), start), shift);
-            total.v[i] = merge(e, o);
-        }
-        return xor_bytes(clamp_signed(narrow(total), lo, hi), flip);
-    });
+            return xor_bytes(clamp_signed(narrow(q), lo, hi), flip);
+        });
+    }
 }
 
 // ---- softmax -------------------------------------------------------------------------------------------------------
@@ -163,13 +192,16 @@ inline uint64_t sum_exponentials(const uint8_t* x, int64_t n, uint8_t in_flip, u
 // Every result depends on max - x alone: one table of 256 exponentials for the call, one of 256 results for the row.
 inline void softmax_bytes(const uint8_t* x, int64_t n, uint8_t in_flip, const qk::ExpTable& e, uint8_t* out,
                           uint8_t out_flip) {
+    using namespace simd;
     const uint8_t most = largest(x, n, in_flip);
     const Normalizer normalize(sum_exponentials(x, n, in_flip, most, e));
-    // by the byte of a code: code c is max - (c ^ in_flip) below the largest; those above it do not occur
-    alignas(64) uint8_t by_distance[256], table[256];
-    for (int d = 0; d < 256; ++d) by_distance[d] = normalize(e.value[d]) ^ out_flip;
-    for (int c = 0; c < 256; ++c) table[c] = by_distance[static_cast<uint8_t>(most - (c ^ in_flip))];
-    lookup(x, 1, n, n, table, out, n);
+    alignas(64) uint8_t table[256];
+    for (int d = 0; d < 256; ++d) table[d] = normalize(e.value[d]) ^ out_flip;
+    const Lookup at(table);
+    const bytev top = set_bytes(most), flip = set_bytes(in_flip);
+    int64_t i = 0;
+    for (; i + BYTES <= n; i += BYTES) store_raw(out + i, at(sub_bytes(top, xor_bytes(load_bytes(x + i), flip))));
+    if (i < n) store_raw(out + i, at(sub_bytes(top, xor_bytes(load_bytes(x + i, n - i), flip))), n - i);
 }
 
 inline void softmax_int32(const int32_t* x, int64_t n, int64_t multiplier, int shift, uint32_t* e, uint8_t* out,
@@ -203,42 +235,76 @@ inline int64_t isqrt(int64_t v) {
     }
 }
 
-// at(i): value i of the row, 0 to 2^15
+// at(i, count): LANES values of the row from i on, 0 to 2^15, of which count are real.
+// The shift of c is part of the product that makes it, so that int32 holds all there is: 17 instructions a register.
 template <class At>
 inline void norm_row(int64_t n, int64_t sum, int64_t squares, int right, int j, const qk::LayerNorm& p, uint8_t* out,
                      At at) {
+    using namespace simd;
     const int eps_shift = 16 - 2 * j + 2 * right;
     int64_t w = ((n * squares - sum * sum) * (int64_t{1} << (2 * j))) + (p.eps >> (eps_shift > 63 ? 63 : eps_shift));
     if (w < 1) w = 1;
     const int k = (62 - bit_length(static_cast<uint64_t>(w))) >> 1;
     const int64_t v64 = (int64_t{1} << 61) / isqrt(w << (2 * k));
-    const int64_t v = v64 > INT32_MAX ? INT32_MAX : v64;
-    const int t = 41 - j - k;
-    const int64_t half = (int64_t{1} << t) >> 1;
-    const int32_t* weight = p.weight;
-    const int64_t *bias = p.bias, lo = p.lo, hi = p.hi;
-    const int shift = p.shift;
-    const auto n32 = static_cast<int32_t>(n), sum32 = static_cast<int32_t>(sum);
-    for (int64_t i = 0; i < n; ++i) {
-        const int32_t c = n32 * at(i) - sum32;
-        const int64_t z = (int64_t{c} * v + half) >> t;
-        const int64_t y = (z * weight[i] + bias[i]) >> shift;
-        out[i] = static_cast<uint8_t>(y < lo ? lo : y > hi ? hi : y);
+    const i32v v = seti(v64 > INT32_MAX ? INT32_MAX : static_cast<int32_t>(v64));
+    const int up = j + k - 9 > 0 ? j + k - 9 : 0, down = j + k - 9 < 0 ? 9 - j - k : 0;
+    // n x - sum before the shift down fits int32 (below 2^30), so a wrap on the way to it does no harm
+    const i32v n_up = seti(static_cast<int32_t>(static_cast<uint32_t>(n) << up));
+    const i32v sum_up = seti(static_cast<int32_t>(static_cast<uint32_t>(sum) << up));
+    const i32v shift = seti(p.shift), shift_down = seti(down);
+    const int32_t *weight = p.weight, *bias = p.bias;
+    const bytev lo = set_bytes(static_cast<uint8_t>(p.lo)), hi = set_bytes(static_cast<uint8_t>(p.hi));
+    const bytev flip = set_bytes(p.out_flip);
+    auto normalized = [&](i32v x, i32v g, i32v b) {
+        const i32v z = high_product(srav(subi(muli(x, n_up), sum_up), shift_down), v);
+        return srav(addi(high_product(z, g), b), shift);
+    };
+    int64_t i = 0;
+    for (; i + BYTES <= n; i += BYTES) {
+        quad q;
+        for (int l = 0; l < QUAD; ++l) {
+            const int64_t o = i + l * LANES;
+            q.v[l] = normalized(at(o, LANES), load(weight + o), load(bias + o));
+        }
+        store_raw(out + i, xor_bytes(clamp_signed(narrow(q, 0), lo, hi), flip));
+    }
+    for (; i < n; i += LANES) {
+        const int rest = n - i < LANES ? static_cast<int>(n - i) : LANES;
+        quad q;
+        for (int l = 0; l < QUAD; ++l) q.v[l] = normalized(at(i, rest), load(weight + i, rest), load(bias + i, rest));
+        uint8_t bytes[BYTES];
+        store_raw(bytes, xor_bytes(clamp_signed(narrow(q, 0), lo, hi), flip));
+        __builtin_memcpy(out + i, bytes, rest);
     }
 }
 
 inline void norm_bytes(const uint8_t* x, int64_t n, uint8_t in_flip, const qk::LayerNorm& p, uint8_t* out) {
-    int32_t sum = 0;  // n <= 2^15 codes: below 2^23, squares below 2^31
-    uint32_t squares = 0;
-    for (int64_t i = 0; i < n; ++i) {
+    using namespace simd;
+    const bytev flip = set_bytes(in_flip);
+    i32v sums = seti(0), squares_of = seti(0);  // n <= 2^15 codes: below 2^23, squares below 2^31
+    int64_t i = 0;
+    for (; i + BYTES <= n; i += BYTES) {
+        const bytev v = xor_bytes(load_bytes(x + i), flip);
+        sums = sum_bytes(sums, v);
+        squares_of = add_squares(squares_of, v);
+    }
+    int64_t sum = static_cast<uint32_t>(reduce_add(sums)), squares = static_cast<uint32_t>(reduce_add(squares_of));
+    for (; i < n; ++i) {
         const int32_t v = x[i] ^ in_flip;
         sum += v;
-        squares += static_cast<uint32_t>(v * v);
+        squares += v * v;
     }
-    norm_row(n, sum, squares, 0, 8, p, out, [x, in_flip](int64_t i) { return int32_t{x[i]} ^ in_flip; });
+    const i32v flips = seti(in_flip);
+    norm_row(n, sum, squares, 0, 8, p, out, [x, flips](int64_t at, int count) {
+        if (count == LANES) return xori(widen(x + at), flips);
+        uint8_t tail[LANES] = {};
+        __builtin_memcpy(tail, x + at, count);
+        return xori(widen(tail), flips);
+    });
 }
 
 inline void norm_int32(const int32_t* x, int64_t n, const qk::LayerNorm& p, uint8_t* out) {
+    using namespace simd;
     int32_t low = INT32_MAX, high = INT32_MIN;
     for (int64_t i = 0; i < n; ++i) {
         low = x[i] < low ? x[i] : low;
@@ -247,17 +313,20 @@ inline void norm_int32(const int32_t* x, int64_t n, const qk::LayerNorm& p, uint
     const auto base = static_cast<uint32_t>(low), span = static_cast<uint32_t>(high) - base;
     const bool wide = span > 255;
     const int bits = bit_length(span), right = wide && bits > 15 ? bits - 15 : 0;
-    const uint64_t half = (uint64_t{1} << right) >> 1;
-    auto at = [=](int64_t i) {
-        return static_cast<int32_t>((uint64_t{static_cast<uint32_t>(x[i]) - base} + half) >> right);
-    };
+    const uint32_t half_bit = right > 0 ? 1 : 0, half_at = right > 0 ? right - 1 : 0;
     int64_t sum = 0, squares = 0;
-    for (int64_t i = 0; i < n; ++i) {
-        const int32_t v = at(i);
+    for (int64_t i = 0; i < n; ++i) {  // right shift, half up: the last bit shifted out is added
+        const uint32_t u = static_cast<uint32_t>(x[i]) - base;
+        const auto v = static_cast<int32_t>((u >> right) + ((u >> half_at) & half_bit));
         sum += v;
-        squares += int64_t{v} * v;
+        squares += static_cast<int64_t>(v * v);
     }
-    norm_row(n, sum, squares, right, wide ? 0 : 8, p, out, at);
+    const i32v lows = seti(low), by = seti(right), bit = seti(static_cast<int32_t>(half_bit));
+    const i32v by_half = seti(static_cast<int32_t>(half_at));
+    norm_row(n, sum, squares, right, wide ? 0 : 8, p, out, [=](int64_t at, int count) {
+        const i32v u = subi(count == LANES ? load(x + at) : load(x + at, count), lows);
+        return addi(srlv(u, by), andi(srlv(u, by_half), bit));
+    });
 }
 
 // ---- requantization ------------------------------------------------------------------------------------------------

@@ -1,13 +1,15 @@
 """Integer-only operations on 8-bit codes, so that a network can stay in int8 between its layers.
 
-A real value is scale * (code - zero_point). No op computes in floats: real scales become integer constants when a call is
-first made (or an AddRequant, LayerNormInt is built), and the arithmetic is that of ``qkernels.reference.integer``,
+A real value is scale * (code - zero_point). No op computes in floats: real scales become integer constants when a call
+is first made (or an AddRequant, LayerNormInt is built), and the arithmetic is that of ``qkernels.reference.integer``,
 bit for bit. docs/numerics.md holds each result's distance from its float definition.
 """
 
+import sys
+
 import numpy as np
 
-from .. import registry
+from .. import _native, cpu_integer, registry
 from .._arrays import as_numpy, is_torch
 from ..cpu import dtype_name
 from ..errors import ArgumentError, DTypeError
@@ -25,6 +27,7 @@ from ..integer_quant import (
     positive,
     scale_requant,
 )
+from . import integer_plans as plans
 from .request import Request, check_array, name_of_dtype
 
 BYTES = ("int8", "uint8")
@@ -62,8 +65,21 @@ def add_requant(a, b, requant, activation=None, out_dtype=None, backend=None):
         ArgumentError: shapes that differ, or zero points outside of the codes.
         DTypeError: other dtypes or kinds.
     """
+    fast = isinstance(requant, AddRequant) and plans.readable(a, b)
+    if fast:
+        kept = requant._native
+        key = plans.key_of("", a.dtype, b.dtype, activation, out_dtype, backend)
+        fast = key is not None and a.shape == b.shape and a.ndim > 0
+        plan = kept.get(key) if fast else None
+        if plan is not None:
+            order = plans.layout(a)
+            if order is not None and order == plans.layout(b):
+                return plan(a, b)
     r = add_requant_request(a, b, requant, activation, out_dtype, backend)
-    return registry.pick(r).run(r)
+    kernel = registry.pick(r)
+    if fast and kernel.backend == "cpu":
+        kept[key] = plans.add(r.isa, cpu_integer.add_native(r), r.out_name)
+    return kernel.run(r)
 
 
 def add_requant_request(a, b, requant, activation=None, out_dtype=None, backend=None):
@@ -89,8 +105,8 @@ def concat_requant(
 ):
     """Join tensors of codes of different scales into one of one scale. Exact.
 
-    Each input becomes ``requantize(x - zero_point)`` with the multiplier of ``scale / output_scale`` (rounding "single",
-    so within 1/2 + 2**-22 code steps of the real ratio, before clipping); where scale, zero point and dtype equal
+    Each input becomes ``requantize(x - zero_point)`` with the multiplier of scale / output_scale, rounding "single",
+    so within 1/2 + 2**-22 code steps of the real ratio, before clipping; where scale, zero point and dtype equal
     the output's, codes are copied.
 
     Args:
@@ -104,10 +120,24 @@ def concat_requant(
     Raises:
         ArgumentError, DTypeError: lists of different lengths, shapes that do not fit, zero points outside of the codes.
     """
+    key = None
+    if type(xs) in (list, tuple) and xs and plans.readable(*xs):
+        shapes = [v for x in xs for v in (x.dtype, *x.shape)]
+        if type(scales) in (list, tuple) and type(zero_points) in (list, tuple):
+            key = plans.key_of(
+                *("concat_requant", len(xs), len(scales), len(zero_points), *shapes, *scales, *zero_points),
+                *(output_scale, output_zero_point, axis, out_dtype, backend),
+            )
+        plan = plans.find(key)
+        if plan is not None and all(x.is_contiguous() for x in xs):
+            return plan(xs)
     r = concat_requant_request(
         xs, scales, zero_points, output_scale, output_zero_point, axis, out_dtype, backend
     )
-    return registry.pick(r).run(r)
+    kernel = registry.pick(r)
+    if key is not None and kernel.backend == "cpu":
+        plans.keep(key, plans.concat(r))
+    return kernel.run(r)
 
 
 def concat_requant_request(
@@ -126,7 +156,7 @@ def concat_requant_request(
         check_array(op, f"xs[{i}]", x, BYTES)
     check_alike(op, "xs", xs)
     axis = integer(op, "axis", axis, -xs[0].ndim, xs[0].ndim - 1) % xs[0].ndim
-    rest = {tuple(x.shape[:axis]) + (0,) + tuple(x.shape[axis + 1 :]) for x in xs}
+    rest = {(*x.shape[:axis], 0, *x.shape[axis + 1 :]) for x in xs}
     if len(rest) > 1:
         shapes = ", ".join(str(tuple(x.shape)) for x in xs)
         raise ArgumentError(f"{op}: xs have shapes {shapes}; they may differ along axis {axis} alone.")
@@ -181,8 +211,17 @@ def lookup_int8(q, table, backend=None):
     Returns:
         the table's dtype, shaped like q, in its memory order.
     """
+    key = None
+    if plans.readable(q) and type(table) is np.ndarray and table.shape == (256,):
+        key = plans.key_of("lookup_int8", q.dtype, table.dtype.name, backend)
+        plan = plans.find(key)
+        if plan is not None and plans.layout(q) is not None and q.ndim:
+            return plan(q, cpu_integer.table_bytes(table, dtype_name(q)))
     r = lookup_int8_request(q, table, backend)
-    return registry.pick(r).run(r)
+    kernel = registry.pick(r)
+    if key is not None and kernel.backend == "cpu":
+        plans.keep(key, plans.lookup(r.isa, None, r.out_name))
+    return kernel.run(r)
 
 
 def lookup_int8_request(q, table, backend=None):
@@ -244,8 +283,19 @@ def gelu_int(q, scale, zero_point=0, output_scale=None, output_zero_point=0, out
     Returns:
         codes shaped like q, in its memory order.
     """
+    key = None
+    if plans.readable(q):
+        key = plans.key_of(
+            *("gelu_int", q.dtype, scale, zero_point, output_scale, output_zero_point, out_dtype, backend)
+        )
+        plan = plans.find(key)
+        if plan is not None and plans.layout(q) is not None and q.ndim:
+            return plan(q)
     r = gelu_int_request(q, scale, zero_point, output_scale, output_zero_point, out_dtype, backend)
-    return registry.pick(r).run(r)
+    kernel = registry.pick(r)
+    if key is not None and kernel.backend == "cpu":
+        plans.keep(key, plans.lookup(r.isa, cpu_integer.gelu_bytes(r), r.out_name))
+    return kernel.run(r)
 
 
 def gelu_int_request(
@@ -284,9 +334,17 @@ def softmax_int(q, scale, axis=-1, out_dtype=None, backend=None):
     Returns:
         codes shaped like q.
     """
+    key = None
+    if axis == -1 and plans.readable(q):
+        key = plans.key_of("softmax_int", q.dtype, scale, out_dtype, backend)
+        plan = plans.find(key)
+        if plan is not None and q.ndim and q.shape[-1] <= MOST_EXPONENTS and q.is_contiguous():
+            return plan(q)
     r = softmax_int_request(q, scale, axis, out_dtype, backend)
-    axis = r.options["axis"]
-    y = registry.pick(r).run(r)
+    kernel, axis = registry.pick(r), r.options["axis"]
+    if key is not None and kernel.backend == "cpu":
+        plans.keep(key, plans.softmax(r))
+    y = kernel.run(r)
     return y if axis == q.ndim - 1 else swapped(y, axis)
 
 
@@ -312,9 +370,9 @@ def layer_norm_int(q, norm, out_dtype=None, backend=None):
     """``(x - mean) / sqrt(var + eps) * weight + bias`` over the last dimension in integers (I-BERT, Kim et al. 2021: an
     integer square root by Newton's iteration). Exact against ``reference.layer_norm_int``.
 
-    Rows whose values span at most 2**15 steps, int8 and uint8 always: within 1/2 + (G + 1) * 2**-19 + 2**-10 code steps of
-    the float definition, G the largest weight / output_scale. int32 rows of a wider span lose low bits first, and may be
-    off by ``G * sqrt(n) * 2**-14`` steps more.
+    Let G be the largest weight / output_scale. Rows whose values span less than 2**15 steps, int8 and uint8 always, are
+    within 1/2 + max(G, 1/2, largest bias / output_scale / 1024) * 2**-15 code steps of the float definition. int32 rows
+    of a wider span are first rounded to 15 bits, which may add G * (sqrt(2 n) * 2**-14 + n * 2**-15).
 
     Args:
         q: int8, uint8 or int32 (..., n); a zero point does not matter.
@@ -324,8 +382,17 @@ def layer_norm_int(q, norm, out_dtype=None, backend=None):
     Returns:
         codes shaped like q.
     """
+    key = None
+    if isinstance(norm, LayerNormInt) and plans.readable(q):
+        key = plans.key_of("", q.dtype, out_dtype, backend)
+        plan = norm._native.get(key)
+        if plan is not None and q.ndim and q.shape[-1] == len(norm.weight) and q.is_contiguous():
+            return plan(q)
     r = layer_norm_int_request(q, norm, out_dtype, backend)
-    return registry.pick(r).run(r)
+    kernel = registry.pick(r)
+    if key is not None and kernel.backend == "cpu":
+        norm._native[key] = plans.layer_norm(r)
+    return kernel.run(r)
 
 
 def layer_norm_int_request(q, norm, out_dtype=None, backend=None):
@@ -355,6 +422,20 @@ def pair(op, name, value, lo):
     return tuple(integer(op, name, v, lo, 2**31 - 1) for v in values)
 
 
+def pool_plan(op, q, kernel_size, stride, padding, *rest):
+    """(key, plan) of a pooling call like one before; None where there is none, or where q's memory is not NHWC."""
+    if not plans.readable(q) or q.ndim != 4:
+        return None, None
+    geometry = []
+    for v in (kernel_size, stride, padding):
+        geometry += (len(v), *v) if type(v) is tuple else (v,)
+    key = plans.key_of(op, q.dtype, *q.shape, *geometry, *rest)
+    plan = plans.find(key)
+    if plan is not None and not q.is_contiguous(memory_format=sys.modules["torch"].channels_last):
+        plan = None
+    return key, plan
+
+
 def checked_window(op, q, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
     check_array(op, "q", q, BYTES)
     if q.ndim != 4 or not all(q.shape[2:]):
@@ -373,8 +454,8 @@ def checked_window(op, q, kernel_size, stride, padding, dilation, ceil_mode, cou
             )
         if q.shape[2 + i] + 2 * padding[i] < reach:
             raise ArgumentError(
-                f"{op}: the window's reach is {reach} {name}, q with its padding has {q.shape[2 + i] + 2 * padding[i]}; "
-                "accepted: a window that fits."
+                f"{op}: the window's reach is {reach} {name}, q with its padding has "
+                f"{q.shape[2 + i] + 2 * padding[i]}; accepted: a window that fits."
             )
     size = tuple(int(s) for s in q.shape[2:])
     return pool_window(size, kernel, stride, padding, dilation, ceil_mode, count_include_pad)
@@ -390,8 +471,14 @@ def max_pool2d_int(q, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
     Returns:
         the dtype of q, (N, C, OH, OW), in channels_last memory.
     """
+    key, plan = pool_plan("max_pool2d_int", q, kernel_size, stride, padding, dilation, ceil_mode, backend)
+    if plan is not None:
+        return plan(q)
     r = max_pool2d_int_request(q, kernel_size, stride, padding, dilation, ceil_mode, backend)
-    return registry.pick(r).run(r)
+    kernel = registry.pick(r)
+    if key is not None and kernel.backend == "cpu":
+        plans.keep(key, plans.pool(r, _native.max_pool_codes, *cpu_integer.max_pool_arguments(r)))
+    return kernel.run(r)
 
 
 def max_pool2d_int_request(q, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, backend=None):
@@ -415,8 +502,8 @@ def avg_pool2d_int(
 ):
     """The mean of each window, as ``torch.nn.functional.avg_pool2d`` on ``q - zero_point``, rounded once, half up.
 
-    Same scale (scale and output_scale None): the exact mean rounded, within 1/2 code step. With both scales the mean moves
-    to another scale and zero point in the same rounding, within 1/2 + 2**-22 steps before clipping.
+    Same scale (scale and output_scale None): the exact mean rounded, within 1/2 code step. With both scales the mean
+    moves to another scale and zero point in the same rounding, within 1/2 + 2**-22 steps before clipping.
 
     Args:
         q: int8 or uint8 (N, C, H, W); channels_last memory is read as it is, any other is copied to it.
@@ -427,11 +514,15 @@ def avg_pool2d_int(
     Returns:
         the dtype of q, (N, C, OH, OW), in channels_last memory.
     """
-    r = avg_pool2d_int_request(
-        *(q, kernel_size, stride, padding, ceil_mode, count_include_pad),
-        *(zero_point, scale, output_scale, output_zero_point, backend),
-    )
-    return registry.pick(r).run(r)
+    rest = ceil_mode, count_include_pad, zero_point, scale, output_scale, output_zero_point, backend
+    key, plan = pool_plan("avg_pool2d_int", q, kernel_size, stride, padding, *rest)
+    if plan is not None:
+        return plan(q)
+    r = avg_pool2d_int_request(q, kernel_size, stride, padding, *rest)
+    kernel = registry.pick(r)
+    if key is not None and kernel.backend == "cpu":
+        plans.keep(key, plans.pool(r, _native.avg_pool_codes, *cpu_integer.avg_pool_arguments(r)))
+    return kernel.run(r)
 
 
 def avg_pool2d_int_request(

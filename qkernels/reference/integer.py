@@ -16,7 +16,6 @@ EXP_C = 184683594  # 0.344 * 2**29
 # I-BERT's erf(x) ~ sgn(x) (1 - 0.2888 (min(|x|, 1.769) - 1.769)**2)
 ERF_A = 302829  # 0.2888 * 2**20
 ERF_B = 115933  # 1.769 * 2**16
-NORM_BITS = 20  # normalized values of layer norm in units of 2**-20
 
 
 def rounding_right_shift(x, shift):
@@ -50,7 +49,7 @@ def requant_table(dtype, zero_point, requant, lo, hi):
 
 
 def concat_requant(xs, zero_points, requants, lo, hi, axis):
-    """Each input rescaled, ``requantize(x - zero_point)``, or kept where its requant is None; then joined along axis."""
+    """Each input rescaled, ``requantize(x - zero_point)``, or kept where its requant is None; joined along axis."""
     parts = [
         x.astype(np.int64) if r is None else requantize(x.astype(np.int64) - zp, r, lo, hi)
         for x, zp, r in zip(xs, zero_points, requants)
@@ -185,8 +184,8 @@ def layer_norm_int(x, norm, lo, hi):
     range > 255   the row is first shifted to x - min, and right, rounding half up, until it has 15 bits
     w             (n q - s**2) * 4**j + E * 4**j, j = 8 for rows within 255 and else 0
     k             the shift that brings w * 4**k to [2**60, 2**62);  r = isqrt(w * 4**k);  v = floor(2**61 / r)
-    z             round(c * v / 2**(41 - j - k)), in units of 2**-20
-    y             (z * weight[i] + bias[i] >> shift), the bias holding zero point and rounding half
+    z             c * 2**(j + k - 9) * v / 2**32, each division rounding down, in units of 2**-20
+    y             (z * weight[i] >> 32) + bias[i] >> shift, the bias holding zero point and rounding half
 
     Args:
         x: int8, uint8 or int32 (M, n), n from 1 to 32768. norm: LayerNormInt.
@@ -207,5 +206,6 @@ def layer_norm_int(x, norm, lo, hi):
     w = np.maximum(((n * (x * x).sum(1, keepdims=True) - total * total) << (2 * j)) + eps, 1)
     k = (62 - bit_length(w)) >> 1
     v = np.minimum(2**61 // isqrt(w << (2 * k)), 2**31 - 1)
-    z = rounding_right_shift((n * x - total) * v, 61 - NORM_BITS - j - k)
-    return np.clip((z * norm.weight + norm.bias) >> norm.shift, lo, hi)
+    up = j + k - 9
+    z = ((n * x - total) << np.maximum(up, 0) >> np.maximum(-up, 0)) * v >> 32
+    return np.clip(((z * norm.weight >> 32) + norm.bias) >> norm.shift, lo, hi)

@@ -35,6 +35,18 @@ inline shiftv shift_by(int n) { return _mm_cvtsi32_si128(n); }
 inline i32v sra(i32v a, shiftv n) { return _mm256_sra_epi32(a, n); }
 inline i32v srav(i32v a, i32v n) { return _mm256_srav_epi32(a, n); }
 
+inline i32v srlv(i32v a, i32v n) { return _mm256_srlv_epi32(a, n); }
+inline i32v xori(i32v a, i32v b) { return _mm256_xor_si256(a, b); }
+inline i32v andi(i32v a, i32v b) { return _mm256_and_si256(a, b); }
+inline i32v widen(const uint8_t* p) {  // LANES bytes
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+inline i32v add_squares(i32v acc, bytev v) {  // sums of squares of unsigned bytes
+    const __m256i none = _mm256_setzero_si256();
+    const __m256i low = _mm256_unpacklo_epi8(v, none), high = _mm256_unpackhi_epi8(v, none);
+    return addi(acc, addi(_mm256_madd_epi16(low, low), _mm256_madd_epi16(high, high)));
+}
+
 using pairv = __m256i;
 inline pairv pair(int16_t a, int16_t b) {
     return _mm256_set1_epi32(static_cast<int32_t>(static_cast<uint16_t>(a) | uint32_t{static_cast<uint16_t>(b)} << 16));

@@ -29,6 +29,18 @@ inline shiftv shift_by(int n) { return _mm512_set1_epi32(n); }
 inline i32v sra(i32v a, shiftv n) { return _mm512_srav_epi32(a, n); }
 inline i32v srav(i32v a, i32v n) { return _mm512_srav_epi32(a, n); }
 
+inline i32v srlv(i32v a, i32v n) { return _mm512_srlv_epi32(a, n); }
+inline i32v xori(i32v a, i32v b) { return _mm512_xor_si512(a, b); }
+inline i32v andi(i32v a, i32v b) { return _mm512_and_si512(a, b); }
+inline i32v widen(const uint8_t* p) {  // LANES bytes
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline i32v add_squares(i32v acc, bytev v) {  // sums of squares of unsigned bytes
+    const __m512i none = _mm512_setzero_si512();
+    const __m512i low = _mm512_unpacklo_epi8(v, none), high = _mm512_unpackhi_epi8(v, none);
+    return _mm512_dpwssd_epi32(_mm512_dpwssd_epi32(acc, low, low), high, high);
+}
+
 using pairv = __m512i;
 inline pairv pair(int16_t a, int16_t b) {
     return _mm512_set1_epi32(static_cast<int32_t>(static_cast<uint16_t>(a) | uint32_t{static_cast<uint16_t>(b)} << 16));

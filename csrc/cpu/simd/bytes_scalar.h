@@ -37,6 +37,12 @@ inline i32v rounding_shift(i32v x, i32v n) {  // x / 2^n, ties away from zero
     const int64_t half = (int64_t{1} << n) >> 1;
     return static_cast<i32v>((x + half - (x < 0 && n > 0)) >> n);
 }
+inline i32v srlv(i32v a, i32v n) { return static_cast<i32v>(static_cast<uint32_t>(a) >> n); }
+inline i32v xori(i32v a, i32v b) { return a ^ b; }
+inline i32v andi(i32v a, i32v b) { return a & b; }
+inline i32v widen(const uint8_t* p) { return *p; }
+inline i32v add_squares(i32v acc, bytev v) { return acc + v * v; }
+
 struct pairv {
     int32_t a, b;
 };
