@@ -52,8 +52,8 @@ class AddRequant:
 
     Error. Let A = scale_a / output_scale and B likewise. ``from_scales`` takes the largest shift up to 22 with which
     both multipliers stay below 2**15, so each is within 1/2 of A * 2**shift, B * 2**shift; |a - zero_point_a| <= 255.
-    Hence ``|y - (A (a - zero_point_a) + B (b - zero_point_b) + zero_point)| <= 1/2 + 255 * 2**-shift`` before clipping, that
-    is 1/2 + 0.0078 for the larger of A and B in [1/2, 1); twice that per octave above, half of it per octave below.
+    Hence ``|y - (A (a - zero_point_a) + B (b - zero_point_b) + zero_point)| <= 1/2 + 255 * 2**-shift`` before clipping:
+    1/2 + 0.0078 for the larger of A and B in [1/2, 1); twice that per octave above, half of it per octave below.
 
     Args:
         multiplier_a, multiplier_b: -32767..32767. shift: 0..22.

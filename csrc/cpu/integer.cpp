@@ -66,6 +66,10 @@ bool PoolSide::valid(int64_t divisors) const {
 
 namespace {
 
+const IntegerKernels& for_pixels(const IntegerKernels& isa, const Pool& p) {
+    return p.channels <= 32 && isa.small_pixels != nullptr ? *isa.small_pixels : isa;
+}
+
 template <class Leaf>
 void pool(const Pool& p, const Average* averages, int64_t column_divisors, int threads, Leaf leaf) {
     const int64_t row_bytes = p.columns.size * p.channels, out_bytes = p.columns.outputs * p.channels;
@@ -85,11 +89,11 @@ void pool(const Pool& p, const Average* averages, int64_t column_divisors, int t
 }  // namespace
 
 void max_pool(const IntegerKernels& isa, const Pool& p, bool is_signed, int threads) {
-    pool(p, nullptr, 0, threads, isa.max_pool[is_signed]);
+    pool(p, nullptr, 0, threads, for_pixels(isa, p).max_pool[is_signed]);
 }
 
 void avg_pool(const IntegerKernels& isa, const Pool& p, const Average* averages, int64_t column_divisors, int threads) {
-    pool(p, averages, column_divisors, threads, isa.avg_pool);
+    pool(p, averages, column_divisors, threads, for_pixels(isa, p).avg_pool);
 }
 
 void softmax_codes(const IntegerKernels& isa, const void* x, DType type, int64_t rows, int64_t n, int64_t ldx,

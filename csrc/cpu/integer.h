@@ -78,6 +78,9 @@ struct IntegerKernels {
     void (*norm_int32)(const int32_t* x, int64_t n, const LayerNorm& p, uint8_t* out);
     void (*requantize[3])(const int32_t* acc, int64_t rows, int64_t n, int64_t ld_acc, const RequantColumns& r,
                           uint8_t* out, int64_t ldo);  // by Rounding
+    // What pools pixels of up to 32 bytes: a whole register of AVX2 is faster than half of one of AVX-512 and its
+    // masks.
+    const IntegerKernels* small_pixels;
 };
 
 const IntegerKernels& integer_kernels_scalar();

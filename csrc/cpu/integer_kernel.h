@@ -1,16 +1,20 @@
 // Leaves of the integer-only operations, templates over simd/bytes_<isa>.h. Included by one translation unit per ISA.
 //
 // Add: a register of bytes of each input is unpacked to four registers of (a, b) pairs of 16 bits; one vpmaddwd makes
-// both products and their sum, a shift and three saturating packs finish. 19 to 25 instructions per 64 codes on
-// AVX-512, which is between the bandwidths of L1 and L2. Lookup: the whole table in registers; two permutes per 64
-// codes with VBMI, sixteen shuffles without.
+// both products and their sum, a shift and three saturating packs finish. 22 to 25 instructions per 64 codes on
+// AVX-512, which keeps up with L3 and memory and takes about twice what L2 would allow. (Permutes of VBMI from both
+// inputs would need 19, but occupy their port for two cycles each on Intel.)
+//
+// Lookup: the whole table in registers; two permutes per 64 codes with VBMI, sixteen shuffles without.
 #pragma once
 
 #include "integer.h"
 
 namespace {
 
-inline void add_codes(const uint8_t* a, const uint8_t* b, int64_t n, const qk::AddCodes& p, uint8_t* out) {
+// PLAIN: int8 out over its full range, which the saturating packs give by themselves.
+template <bool PLAIN>
+void add_loop(const uint8_t* a, const uint8_t* b, int64_t n, const qk::AddCodes& p, uint8_t* out) {
     using namespace simd;
     const pairv m = pair(p.multiplier_a, p.multiplier_b);
     const i32v start = seti(p.start);
@@ -20,11 +24,16 @@ inline void add_codes(const uint8_t* a, const uint8_t* b, int64_t n, const qk::A
     auto sum = [&](bytev x, bytev y) {
         quad q = pair_dot(xor_bytes(x, fa), xor_bytes(y, fb), m, start);
         for (int i = 0; i < QUAD; ++i) q.v[i] = sra(q.v[i], shift);
-        return xor_bytes(clamp_signed(narrow(q), lo, hi), fo);
+        return PLAIN ? narrow(q) : xor_bytes(clamp_signed(narrow(q), lo, hi), fo);
     };
     int64_t i = 0;
     for (; i + BYTES <= n; i += BYTES) store_raw(out + i, sum(load_bytes(a + i), load_bytes(b + i)));
     if (i < n) store_raw(out + i, sum(load_bytes(a + i, n - i), load_bytes(b + i, n - i)), n - i);
+}
+
+inline void add_codes(const uint8_t* a, const uint8_t* b, int64_t n, const qk::AddCodes& p, uint8_t* out) {
+    const bool plain = p.lo == -128 && p.hi == 127 && p.out_flip == 0;
+    plain ? add_loop<true>(a, b, n, p, out) : add_loop<false>(a, b, n, p, out);
 }
 
 inline void lookup(const uint8_t* x, int64_t rows, int64_t n, int64_t ldx, const uint8_t* table, uint8_t* out,
@@ -76,15 +85,27 @@ void max_pool(const qk::PoolRow& row, uint8_t* out) {
     }
 }
 
+constexpr int64_t kShortWindow = 257;  // bytes that 16 bits hold the sum of
+
 template <class Load>
-inline simd::quad sum_window(const qk::PoolRow& p, const uint8_t* base, int64_t columns, simd::bytev flip, Load load) {
+inline simd::quad sum_short(const qk::PoolRow& p, const uint8_t* base, int64_t columns, simd::bytev flip, Load load) {
     using namespace simd;
-    constexpr int64_t kMost = 257;  // bytes that 16 bits hold the sum of
+    sum16 sum = sum16_zero();
+    for (int64_t r = 0; r < p.rows; ++r, base += p.row_step) {
+        const uint8_t* at = base;
+        for (int64_t c = 0; c < columns; ++c, at += p.column_step) sum = add16(sum, xor_bytes(load(at), flip));
+    }
+    return add_wide(quad_zero(), sum);
+}
+
+template <class Load>
+inline simd::quad sum_long(const qk::PoolRow& p, const uint8_t* base, int64_t columns, simd::bytev flip, Load load) {
+    using namespace simd;
     quad total = quad_zero();
     sum16 sum = sum16_zero();
-    int64_t room = kMost;
-    for (int64_t r = 0; r < p.rows; ++r) {
-        const uint8_t* at = base + r * p.row_step;
+    int64_t room = kShortWindow;
+    for (int64_t r = 0; r < p.rows; ++r, base += p.row_step) {
+        const uint8_t* at = base;
         for (int64_t left = columns; left > 0;) {
             const int64_t run = left < room ? left : room;
             for (int64_t c = 0; c < run; ++c, at += p.column_step) sum = add16(sum, xor_bytes(load(at), flip));
@@ -93,39 +114,62 @@ inline simd::quad sum_window(const qk::PoolRow& p, const uint8_t* base, int64_t 
             if (room == 0) {
                 total = add_wide(total, sum);
                 sum = sum16_zero();
-                room = kMost;
+                room = kShortWindow;
             }
         }
     }
     return add_wide(total, sum);
 }
 
-inline void avg_pool(const qk::PoolRow& row, uint8_t* out) {
+// Means in 32 bits (see cpu_integer.py), else in 64.
+struct Mean32 {
+    simd::i32v multiplier, start;
+    simd::shiftv shift;
+    explicit Mean32(const qk::Average& a)
+        : multiplier(simd::seti(static_cast<int32_t>(a.multiplier))),
+          start(simd::seti(static_cast<int32_t>(a.start))),
+          shift(simd::shift_by(a.shift)) {}
+    simd::i32v operator()(simd::i32v sum) const {
+        return simd::sra(simd::addi(simd::muli(sum, multiplier), start), shift);
+    }
+};
+struct Mean64 {
+    simd::i64v multiplier, start, shift;
+    explicit Mean64(const qk::Average& a)
+        : multiplier(simd::set64(a.multiplier)), start(simd::set64(a.start)), shift(simd::set64(a.shift)) {}
+    simd::i64v half(simd::i64v sum) const {
+        using namespace simd;
+        return sra64(add64(mul32(sum, multiplier), start), shift);
+    }
+    simd::i32v operator()(simd::i32v sum) const { return simd::merge(half(simd::even(sum)), half(simd::odd(sum))); }
+};
+
+// Outputs from `o` on that share a divisor; returns where they end.
+template <class Mean>
+int64_t average_run(const qk::PoolRow& p, int64_t o, uint8_t* out) {
     using namespace simd;
-    const qk::PoolRow p = row;
-    for (int64_t o = 0; o < p.outputs; ++o, out += p.pixel) {
+    const int64_t divisor = p.divisor[o];
+    const qk::Average a = p.averages[divisor];
+    const Mean mean(a);
+    const bytev lo = set_bytes(static_cast<uint8_t>(a.lo)), hi = set_bytes(static_cast<uint8_t>(a.hi));
+    const bytev in = set_bytes(a.in_flip), flip = set_bytes(a.out_flip);
+    for (; o < p.outputs && p.divisor[o] == divisor; ++o) {
         const uint8_t* base = p.base + p.start[o] * p.pixel;
-        const qk::Average a = p.averages[p.divisor[o]];
         const int64_t columns = p.count[o];
-        const bytev lo = set_bytes(static_cast<uint8_t>(a.lo)), hi = set_bytes(static_cast<uint8_t>(a.hi));
-        const bytev in = set_bytes(a.in_flip), flip = set_bytes(a.out_flip);
-        const i32v m32 = seti(static_cast<int32_t>(a.multiplier)), start32 = seti(static_cast<int32_t>(a.start));
-        const i64v m64 = set64(a.multiplier), start64 = set64(a.start), shift64 = set64(a.shift);
-        const shiftv shift32 = shift_by(a.shift);
-        for_channels(p.pixel, out, [&](auto load) {
-            quad q = sum_window(p, base, columns, in, load);
-            for (int i = 0; i < QUAD; ++i) {
-                if (a.narrow) {
-                    q.v[i] = sra(addi(muli(q.v[i], m32), start32), shift32);
-                } else {
-                    const i64v e = sra64(add64(mul32(even(q.v[i]), m64), start64), shift64);
-                    const i64v d = sra64(add64(mul32(odd(q.v[i]), m64), start64), shift64);
-                    q.v[i] = merge(e, d);
-                }
-            }
+        const bool is_short = p.rows * columns <= kShortWindow;
+        for_channels(p.pixel, out + o * p.pixel, [&](auto load) {
+            quad q = is_short ? sum_short(p, base, columns, in, load) : sum_long(p, base, columns, in, load);
+            for (int i = 0; i < QUAD; ++i) q.v[i] = mean(q.v[i]);
             return xor_bytes(clamp_signed(narrow(q), lo, hi), flip);
         });
     }
+    return o;
+}
+
+inline void avg_pool(const qk::PoolRow& row, uint8_t* out) {
+    const qk::PoolRow p = row;
+    for (int64_t o = 0; o < p.outputs;)
+        o = p.averages[p.divisor[o]].narrow ? average_run<Mean32>(p, o, out) : average_run<Mean64>(p, o, out);
 }
 
 // ---- softmax -------------------------------------------------------------------------------------------------------
@@ -225,14 +269,13 @@ inline void softmax_int32(const int32_t* x, int64_t n, int64_t multiplier, int s
 
 // ---- layer norm ----------------------------------------------------------------------------------------------------
 
-// floor(sqrt(v)), v in [2^60, 2^62): Newton's iteration from above
+// floor(sqrt(v)), v in [2^60, 2^62). The root in double precision is off by one at most; an integer Newton iteration
+// finds the same, after six divisions.
 inline int64_t isqrt(int64_t v) {
-    int64_t r = int64_t{1} << 31;
-    for (;;) {
-        const int64_t better = (r + v / r) >> 1;
-        if (better >= r) return r;
-        r = better;
-    }
+    int64_t r = static_cast<int64_t>(__builtin_sqrt(static_cast<double>(v)));
+    if (r * r > v) --r;
+    if ((r + 1) * (r + 1) <= v) ++r;
+    return r;
 }
 
 // at(i, count): LANES values of the row from i on, 0 to 2^15, of which count are real.
@@ -281,14 +324,14 @@ inline void norm_row(int64_t n, int64_t sum, int64_t squares, int right, int j, 
 inline void norm_bytes(const uint8_t* x, int64_t n, uint8_t in_flip, const qk::LayerNorm& p, uint8_t* out) {
     using namespace simd;
     const bytev flip = set_bytes(in_flip);
-    i32v sums = seti(0), squares_of = seti(0);  // n <= 2^15 codes: below 2^23, squares below 2^31
+    i32v sums = seti(0), low = seti(0), high = seti(0);  // n <= 2^15 codes: sums below 2^23, squares below 2^31
     int64_t i = 0;
     for (; i + BYTES <= n; i += BYTES) {
         const bytev v = xor_bytes(load_bytes(x + i), flip);
         sums = sum_bytes(sums, v);
-        squares_of = add_squares(squares_of, v);
+        add_squares(low, high, v);
     }
-    int64_t sum = static_cast<uint32_t>(reduce_add(sums)), squares = static_cast<uint32_t>(reduce_add(squares_of));
+    int64_t sum = static_cast<uint32_t>(reduce_add(sums)), squares = static_cast<uint32_t>(reduce_add(addi(low, high)));
     for (; i < n; ++i) {
         const int32_t v = x[i] ^ in_flip;
         sum += v;
@@ -404,8 +447,9 @@ void requantize(const int32_t* acc, int64_t rows, int64_t n, int64_t ld_acc, con
         requantize_lanes<R>(acc, rows, ld_acc, r, c, n - c < LANES ? static_cast<int>(n - c) : LANES, out, ldo);
 }
 
-inline qk::IntegerKernels make_integer_kernels() {
+inline qk::IntegerKernels make_integer_kernels(const qk::IntegerKernels* small_pixels = nullptr) {
     qk::IntegerKernels t{};
+    t.small_pixels = small_pixels;
     t.add = add_codes;
     t.lookup = lookup;
     t.max_pool[0] = max_pool<false>;

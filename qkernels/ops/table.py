@@ -28,9 +28,9 @@ for _op in ("matmul_int", "linear_requant"):
 for _op in ("requantize", "quantize_activations"):
     add_rows(_op, (None,), "elementwise", GEMM_ISAS, getattr(cpu, _op), getattr(reference_backend, _op))
 
-# Tables and byte permutes gain from VBMI, which comes with the fourth level; the others do not.
+# Tables gain from VBMI, which comes with the fourth level; the others do not.
 BYTE_ISAS = ("scalar", "avx2", "avx512vnni", "avx512vpopcntdq")
-for _op in ("add_requant", "concat_requant", "lookup_int8", "gelu_int", "softmax_int"):
+for _op in ("concat_requant", "lookup_int8", "gelu_int", "softmax_int"):
     add_rows(_op, (None,), "integer", BYTE_ISAS, getattr(cpu_integer, _op), getattr(reference_backend, _op))
-for _op in ("layer_norm_int", "max_pool2d_int", "avg_pool2d_int"):
+for _op in ("add_requant", "layer_norm_int", "max_pool2d_int", "avg_pool2d_int"):
     add_rows(_op, (None,), "integer", GEMM_ISAS, getattr(cpu_integer, _op), getattr(reference_backend, _op))

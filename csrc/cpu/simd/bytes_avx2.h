@@ -41,10 +41,11 @@ inline i32v andi(i32v a, i32v b) { return _mm256_and_si256(a, b); }
 inline i32v widen(const uint8_t* p) {  // LANES bytes
     return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 }
-inline i32v add_squares(i32v acc, bytev v) {  // sums of squares of unsigned bytes
+inline void add_squares(i32v& low, i32v& high, bytev v) {  // of unsigned bytes; two chains
     const __m256i none = _mm256_setzero_si256();
-    const __m256i low = _mm256_unpacklo_epi8(v, none), high = _mm256_unpackhi_epi8(v, none);
-    return addi(acc, addi(_mm256_madd_epi16(low, low), _mm256_madd_epi16(high, high)));
+    const __m256i l = _mm256_unpacklo_epi8(v, none), h = _mm256_unpackhi_epi8(v, none);
+    low = addi(low, _mm256_madd_epi16(l, l));
+    high = addi(high, _mm256_madd_epi16(h, h));
 }
 
 using pairv = __m256i;

@@ -35,10 +35,11 @@ inline i32v andi(i32v a, i32v b) { return _mm512_and_si512(a, b); }
 inline i32v widen(const uint8_t* p) {  // LANES bytes
     return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
-inline i32v add_squares(i32v acc, bytev v) {  // sums of squares of unsigned bytes
+inline void add_squares(i32v& low, i32v& high, bytev v) {  // of unsigned bytes; two chains
     const __m512i none = _mm512_setzero_si512();
-    const __m512i low = _mm512_unpacklo_epi8(v, none), high = _mm512_unpackhi_epi8(v, none);
-    return _mm512_dpwssd_epi32(_mm512_dpwssd_epi32(acc, low, low), high, high);
+    const __m512i l = _mm512_unpacklo_epi8(v, none), h = _mm512_unpackhi_epi8(v, none);
+    low = _mm512_dpwssd_epi32(low, l, l);
+    high = _mm512_dpwssd_epi32(high, h, h);
 }
 
 using pairv = __m512i;
@@ -47,18 +48,6 @@ inline pairv pair(int16_t a, int16_t b) {
 }
 // a * ma + b * mb + start of unsigned bytes; vpdpwssd is vpmaddwd and an addition
 inline quad pair_dot(bytev a, bytev b, pairv m, i32v start) {
-#if defined(__AVX512VBMI__)
-    // (a, 0, b, 0) in one permute each. Index 0x40 + i is byte i of b; the mask clears every second byte.
-    const __mmask64 low_bytes = 0x5555555555555555;
-    const __m512i index = _mm512_set_epi32(0x00730033, 0x00720032, 0x00710031, 0x00700030, 0x00630023, 0x00620022,
-                                           0x00610021, 0x00600020, 0x00530013, 0x00520012, 0x00510011, 0x00500010,
-                                           0x00430003, 0x00420002, 0x00410001, 0x00400000);
-    auto at = [&](int i) {
-        const __m512i k = _mm512_add_epi8(index, _mm512_set1_epi16(static_cast<int16_t>(4 * i)));
-        return _mm512_dpwssd_epi32(start, _mm512_maskz_permutex2var_epi8(low_bytes, a, k, b), m);
-    };
-    return {{at(0), at(1), at(2), at(3)}};
-#else
     const __m512i low = _mm512_unpacklo_epi8(a, b), high = _mm512_unpackhi_epi8(a, b), byte = _mm512_set1_epi16(0xff);
     const __m512i al = _mm512_and_si512(low, byte), bl = _mm512_srli_epi16(low, 8);
     const __m512i ah = _mm512_and_si512(high, byte), bh = _mm512_srli_epi16(high, 8);
@@ -66,7 +55,6 @@ inline quad pair_dot(bytev a, bytev b, pairv m, i32v start) {
              _mm512_dpwssd_epi32(start, _mm512_unpackhi_epi16(al, bl), m),
              _mm512_dpwssd_epi32(start, _mm512_unpacklo_epi16(ah, bh), m),
              _mm512_dpwssd_epi32(start, _mm512_unpackhi_epi16(ah, bh), m)}};
-#endif
 }
 inline bytev narrow(quad q) {  // saturating to int8
     return _mm512_packs_epi16(_mm512_packs_epi32(q.v[0], q.v[1]), _mm512_packs_epi32(q.v[2], q.v[3]));

@@ -41,7 +41,7 @@ inline i32v srlv(i32v a, i32v n) { return static_cast<i32v>(static_cast<uint32_t
 inline i32v xori(i32v a, i32v b) { return a ^ b; }
 inline i32v andi(i32v a, i32v b) { return a & b; }
 inline i32v widen(const uint8_t* p) { return *p; }
-inline i32v add_squares(i32v acc, bytev v) { return acc + v * v; }
+inline void add_squares(i32v& low, i32v&, bytev v) { low += v * v; }
 
 struct pairv {
     int32_t a, b;
