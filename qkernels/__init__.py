@@ -4,7 +4,24 @@ from importlib import import_module
 
 from .errors import ArgumentError, DTypeError, FormatError, UnsupportedError
 from .formats import IntWeight, MixedIntWeight
-from .ops import linear, linear_requant, matmul_int, quantize_activations, requantize
+from .integer_quant import AddRequant, LayerNormInt
+from .ops import (
+    add_requant,
+    avg_pool2d_int,
+    concat_requant,
+    gelu_int,
+    global_avg_pool2d_int,
+    layer_norm_int,
+    linear,
+    linear_requant,
+    lookup_int8,
+    lookup_table,
+    matmul_int,
+    max_pool2d_int,
+    quantize_activations,
+    requantize,
+    softmax_int,
+)
 from .quant import InputQuant, Requant
 from .registry import capabilities, explain, force_isa
 from .version import __version__
@@ -13,23 +30,35 @@ from .version import __version__
 _LAZY = {"nn": ".nn", "compress": ".compress:compress", "save": ".io:save", "load": ".io:load"}
 
 __all__ = [
+    "AddRequant",
     "ArgumentError",
     "DTypeError",
     "FormatError",
     "InputQuant",
     "IntWeight",
+    "LayerNormInt",
     "MixedIntWeight",
     "Requant",
     "UnsupportedError",
     "__version__",
+    "add_requant",
+    "avg_pool2d_int",
     "capabilities",
+    "concat_requant",
     "explain",
     "force_isa",
+    "gelu_int",
+    "global_avg_pool2d_int",
+    "layer_norm_int",
     "linear",
     "linear_requant",
+    "lookup_int8",
+    "lookup_table",
     "matmul_int",
+    "max_pool2d_int",
     "quantize_activations",
     "requantize",
+    "softmax_int",
     *_LAZY,
 ]
 
