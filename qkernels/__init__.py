@@ -2,9 +2,19 @@
 
 from importlib import import_module
 
+from .binary import DPReLU, RPReLU, Threshold
 from .errors import ArgumentError, DTypeError, FormatError, UnsupportedError
-from .formats import IntWeight
-from .ops import linear, linear_requant, matmul_int, quantize_activations, requantize
+from .formats import BinaryWeight, IntWeight, TernaryWeight
+from .ops import (
+    linear,
+    linear_binary,
+    linear_requant,
+    matmul_binary,
+    matmul_int,
+    pack_signs,
+    quantize_activations,
+    requantize,
+)
 from .quant import InputQuant, Requant
 from .registry import capabilities, explain, force_isa
 from .version import __version__
@@ -14,19 +24,27 @@ _LAZY = {"nn": ".nn", "compress": ".compress:compress", "save": ".io:save", "loa
 
 __all__ = [
     "ArgumentError",
+    "BinaryWeight",
+    "DPReLU",
     "DTypeError",
     "FormatError",
     "InputQuant",
     "IntWeight",
+    "RPReLU",
     "Requant",
+    "TernaryWeight",
+    "Threshold",
     "UnsupportedError",
     "__version__",
     "capabilities",
     "explain",
     "force_isa",
     "linear",
+    "linear_binary",
     "linear_requant",
+    "matmul_binary",
     "matmul_int",
+    "pack_signs",
     "quantize_activations",
     "requantize",
     *_LAZY,

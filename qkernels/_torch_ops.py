@@ -113,12 +113,18 @@ def linear_packed(x, packed, bias, n, input_quant, activation, out_dtype):
     )
 
 
+def refuse_binary(input_quant):
+    if input_quant is not None and input_quant.bits == 1:
+        raise UnsupportedError("linear: InputQuant(bits=1) does not work under torch.compile or tracing yet.")
+
+
 def linear(x, w, bias, activation, input_quant, compute_dtype, out_dtype, backend):
     """``qkernels.linear`` under torch.compile. The operator checks the rest when it runs."""
     if input_quant is None or backend not in (None, "cpu") or compute_dtype is not None:
         raise UnsupportedError(
             "linear: under torch.compile an input_quant is needed, and backend and compute_dtype must be None."
         )
+    refuse_binary(input_quant)
     if input_quant.granularity == "channel" and input_quant.scale is not None:
         raise UnsupportedError("linear: under torch.compile the scale of granularity 'channel' must be None.")
     if x.dim() < 1 or x.shape[-1] != w.shape[1]:

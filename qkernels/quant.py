@@ -24,8 +24,11 @@ class InputQuant:
 
     The arithmetic is in ``qkernels.reference.quantize``. Objects are hashable; arrays compare by identity.
 
+    bits=1 binarizes: ``x ~ scale * (+1 where x >= 0, else -1)``, scale = mean|x| of the row or tensor (XNOR-Net;
+    ``qkernels.reference.sign_scale``) or static; for the weights BinaryWeight and TernaryWeight.
+
     Args:
-        bits: 8.
+        bits: 8 or 1.
         scale: None (dynamic), a number ("tensor"), float32 (K,) ("channel"); between 2**-126 and 2**126.
         signed: int8 codes, else uint8; dynamic unsigned codes clip negative numbers to 0.
         zero_point: the code of 0, for a static "tensor" scale only; within int8, or uint8 if not signed.
@@ -33,7 +36,7 @@ class InputQuant:
 
     Raises:
         ArgumentError: a value outside of the above.
-        UnsupportedError: bits other than 8, or a power.
+        UnsupportedError: other bits, or a power.
     """
 
     bits: int = 8
@@ -47,8 +50,8 @@ class InputQuant:
 
     def __post_init__(self):
         where, put = "InputQuant", lambda name, value: object.__setattr__(self, name, value)
-        if not isinstance(self.bits, int | np.integer) or self.bits != 8:
-            raise UnsupportedError(f"{where}: bits is {self.bits!r}; accepted: 8 (others come later).")
+        if not isinstance(self.bits, int | np.integer) or self.bits not in (1, 8):
+            raise UnsupportedError(f"{where}: bits is {self.bits!r}; accepted: 1, 8 (others come later).")
         if self.power is not None:
             raise UnsupportedError(
                 f"{where}: power is {self.power!r}; accepted: None (power codes come later)."
@@ -59,8 +62,10 @@ class InputQuant:
             )
         if not isinstance(self.signed, bool | np.bool_):
             raise ArgumentError(f"{where}: signed is {self.signed!r}; accepted: True, False.")
-        put("bits", 8)
+        put("bits", int(self.bits))
         put("signed", bool(self.signed))
+        if self.bits == 1:
+            self._check_binary(where)
         if self.scale is not None:
             put("scale", self._checked_scale(where))
         if self.zero_point is not None:
@@ -68,6 +73,13 @@ class InputQuant:
         scale_key = id(self.scale) if isinstance(self.scale, np.ndarray) else self.scale
         put("_key", (self.bits, self.granularity, scale_key, self.signed, self.zero_point))
         put("_hash", hash(self._key))
+
+    def _check_binary(self, where):
+        if self.granularity == "channel" or not self.signed or self.zero_point is not None:
+            raise ArgumentError(
+                f"{where}: granularity is {self.granularity!r}, signed {self.signed}, zero_point {self.zero_point!r}; "
+                "accepted with bits=1: granularity 'token' or 'tensor', signed=True, zero_point=None."
+            )
 
     def _checked_scale(self, where):
         if self.granularity == "token":

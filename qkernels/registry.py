@@ -14,7 +14,16 @@ log = logging.getLogger("qkernels")
 
 ISAS = _native.isas()  # name -> (number, whether this machine has it), weakest first
 RANK = {name: i for i, name in enumerate(ISAS)}
-OPS = ("linear", "matmul_int", "linear_requant", "requantize", "quantize_activations")
+OPS = (
+    "linear",
+    "matmul_int",
+    "linear_requant",
+    "requantize",
+    "quantize_activations",
+    "matmul_binary",
+    "linear_binary",
+    "pack_signs",
+)
 
 
 @dataclass(frozen=True)

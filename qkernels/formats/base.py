@@ -1,5 +1,6 @@
 """What every weight format has in common."""
 
+import math
 from dataclasses import dataclass, fields
 
 from .._arrays import is_torch
@@ -21,6 +22,7 @@ class WeightFormat:
     """
 
     version = 1  # of the portable layout, written into files
+    options = ()  # fields beside arrays and shape that files keep
 
     @property
     def nbytes(self):
@@ -30,8 +32,8 @@ class WeightFormat:
     @property
     def bits_per_weight(self):
         """Bits stored per weight, scales included."""
-        n, k = self.shape
-        return 8.0 * self.nbytes / (n * k) if n * k else 0.0
+        count = math.prod(self.shape)
+        return 8.0 * self.nbytes / count if count else 0.0
 
     def arrays(self):
         """The portable arrays by field name, those that are None left out."""
@@ -50,5 +52,5 @@ class WeightFormat:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def __repr__(self):
-        n, k = self.shape
-        return f"{type(self).__name__}({n}x{k}, {self.bits_per_weight:.2f} bits/weight)"
+        shape = "x".join(map(str, self.shape))
+        return f"{type(self).__name__}({shape}, {self.bits_per_weight:.2f} bits/weight)"

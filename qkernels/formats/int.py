@@ -49,6 +49,8 @@ class IntWeight(WeightFormat):
     shape: tuple = None
     input_scale: object = None
 
+    options = ("bits", "group_size")
+
     def __post_init__(self):
         where, put = "IntWeight", lambda name, value: object.__setattr__(self, name, value)
         _supported(where, self.bits, self.group_size)

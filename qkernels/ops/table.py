@@ -1,6 +1,6 @@
 """The rows of the registry: which kernel computes which operation for which weight format."""
 
-from .. import cpu, reference_backend, registry
+from .. import cpu, cpu_binary, reference_backend, registry
 from ..registry import Kernel
 
 
@@ -27,3 +27,20 @@ for _op in ("matmul_int", "linear_requant"):
     add_rows(_op, GEMM_FORMATS, "gemm", GEMM_ISAS, getattr(cpu, _op), getattr(reference_backend, _op))
 for _op in ("requantize", "quantize_activations"):
     add_rows(_op, (None,), "elementwise", GEMM_ISAS, getattr(cpu, _op), getattr(reference_backend, _op))
+
+
+def binary_activations(request):
+    quant = request.options["input_quant"]
+    if quant is None or quant.bits != 1:
+        return "the binary core takes input_quant=qkernels.InputQuant(bits=1)"
+    return None
+
+
+BINARY_ISAS = ("scalar", "avx2", "avx512vpopcntdq")
+BINARY_FORMATS = ("BinaryWeight", "TernaryWeight")
+
+_linear = cpu_binary.linear, reference_backend.linear_signs, binary_activations
+add_rows("linear", BINARY_FORMATS, "binary", BINARY_ISAS, *_linear)
+for _op in ("matmul_binary", "linear_binary"):
+    add_rows(_op, BINARY_FORMATS, "binary", BINARY_ISAS, getattr(cpu_binary, _op), getattr(reference_backend, _op))
+add_rows("pack_signs", (None,), "binary", BINARY_ISAS, cpu_binary.pack_signs, reference_backend.pack_signs)
