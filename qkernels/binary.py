@@ -111,7 +111,15 @@ class Threshold:
             ArgumentError: numbers outside of that.
         """
         where = "Threshold.from_batch_norm"
-        given = {"gamma": gamma, "beta": beta, "mean": mean, "var": var, "scale": scale, "bias": bias, "eps": eps}
+        given = {
+            "gamma": gamma,
+            "beta": beta,
+            "mean": mean,
+            "var": var,
+            "scale": scale,
+            "bias": bias,
+            "eps": eps,
+        }
         arrays = {name: as_numpy(v, where, name) for name, v in given.items()}
         for name, a in arrays.items():
             if a.dtype.kind not in "iuf" or a.ndim > 1 or not np.isfinite(a).all():

@@ -77,7 +77,7 @@ def _bits_accumulator(bits, nonzero, w):
 
 def _bits(r, x):
     """Rows of bits, those past K cleared."""
-    bits, k = as_numpy(x, r.op, "x_bits").reshape(r.m, -1), r.w.shape[1]
+    bits, k = as_numpy(x, r.op, "x_bits").reshape(r.m, r.n), r.w.shape[1]
     return np.packbits(np.unpackbits(bits, axis=1, count=k, bitorder="little"), axis=1, bitorder="little")
 
 
@@ -103,7 +103,9 @@ def linear_signs(r):
     x, w, q = _rows(r), r.w.numpy(), r.options["input_quant"]
     acc = _bits_accumulator(reference.pack_signs(x), None, w)
     scale = reference.sign_scale(x, q)
-    return _result(r, reference.scaled(acc, w.alpha, scale, _float_bias(r), r.options["activation"]), r.out_name)
+    return _result(
+        r, reference.scaled(acc, w.alpha, scale, _float_bias(r), r.options["activation"]), r.out_name
+    )
 
 
 def matmul_binary(r):
@@ -113,7 +115,9 @@ def matmul_binary(r):
 def linear_binary(r):
     acc, o = _accumulator(r), r.options
     if o["kind"] == "threshold":
-        return _result_as(r, np.packbits(reference.threshold_bits(acc, o["threshold"]), axis=1, bitorder="little"))
+        return _result_as(
+            r, np.packbits(reference.threshold_bits(acc, o["threshold"]), axis=1, bitorder="little")
+        )
     if o["kind"] == "multiple":
         return _result_as(r, reference.threshold_multiples(acc, o["threshold"]))
     scale = o["x_scale"]

@@ -1,6 +1,8 @@
 // Prepacked binary and ternary weights and what runs on them.
 #include "../cpu/binary.h"
 
+#include <atomic>
+
 #include "common.h"
 
 namespace {
@@ -10,6 +12,7 @@ class PackedBinary {
   public:
     PackedBinary(Address data, int64_t bytes, py::object owner) : view_(check(data, bytes)), owner_(std::move(owner)) {}
     const qk::BinaryView& view() const { return view_; }
+    bool turn() const { return turns_.fetch_add(1, std::memory_order_relaxed) % 2; }  // calls go forth and back
 
   private:
     static const void* check(Address data, int64_t bytes) {
@@ -20,6 +23,7 @@ class PackedBinary {
     }
     qk::BinaryView view_;
     py::object owner_;
+    mutable std::atomic<uint32_t> turns_{0};
 };
 
 const qk::BinaryKernels& checked_binary_isa(int isa) {
@@ -63,14 +67,14 @@ struct BinaryPlan {
 void bind_binary(py::module_& m) {
     m.def("binary_packed_bytes",
           [](int64_t n, int64_t k, bool ternary) { return qk::binary_layout(n, k, ternary ? 2 : 1).total_bytes; });
-    m.def("binary_prepack", [](Address signs, Address nonzero, int64_t n, int64_t k, Address alpha, Address out,
-                               int64_t out_bytes) {
-        if (n < 0 || k < 0 || qk::binary_layout(n, k, nonzero != 0 ? 2 : 1).total_bytes > out_bytes)
-            throw std::invalid_argument("binary_prepack: the output buffer is too small");
-        py::gil_scoped_release release;
-        qk::binary_prepack(pointer<uint8_t>(signs), pointer<uint8_t>(nonzero), n, k, pointer<float>(alpha),
-                           pointer<void>(out));
-    });
+    m.def("binary_prepack",
+          [](Address signs, Address nonzero, int64_t n, int64_t k, Address alpha, Address out, int64_t out_bytes) {
+              if (n < 0 || k < 0 || qk::binary_layout(n, k, nonzero != 0 ? 2 : 1).total_bytes > out_bytes)
+                  throw std::invalid_argument("binary_prepack: the output buffer is too small");
+              py::gil_scoped_release release;
+              qk::binary_prepack(pointer<uint8_t>(signs), pointer<uint8_t>(nonzero), n, k, pointer<float>(alpha),
+                                 pointer<void>(out));
+          });
     m.def("pack_signs", [](int isa, Address x, int x_type, int64_t rows, int64_t k, int64_t ldx, int mode, float scale,
                            Address bits, Address scales, int threads) {
         const qk::BinaryKernels& kernels = checked_binary_isa(isa);
@@ -111,7 +115,7 @@ void bind_binary(py::module_& m) {
                  e.x_scale_step = x_scale_step != 0;
                  qk::binary_gemm_bits(kernels,
                                       {pointer<uint8_t>(signs), pointer<uint8_t>(nonzero), rows, pitch, nonzero_pitch},
-                                      p.view(), e, static_cast<qk::BinaryOut>(plan.out), threads);
+                                      p.view(), e, static_cast<qk::BinaryOut>(plan.out), p.turn(), threads);
              });
 
     // linear with binarized activations: what does not change between calls is held here, as in LinearInt8.
@@ -128,8 +132,8 @@ void bind_binary(py::module_& m) {
         .def(py::init([](py::object packed, int isa, int mode, float scale, int x_type, const BinaryPlan& plan) {
             if (x_type < 0 || x_type > 2) throw std::invalid_argument("LinearBinary: a dtype number is out of range");
             const auto& p = packed.cast<const PackedBinary&>();
-            return LinearBinary{&p,    packed, &checked_binary_isa(isa), checked_mode(mode),
-                                scale, static_cast<qk::DType>(x_type),   plan};
+            return LinearBinary{
+                &p, packed, &checked_binary_isa(isa), checked_mode(mode), scale, static_cast<qk::DType>(x_type), plan};
         }))
         // x (m, k) floats; returns the number of a row with a value that is not finite, or -1
         .def("run",
@@ -141,6 +145,6 @@ void bind_binary(py::module_& m) {
                  qk::BinaryEpilogue e = l.plan.epilogue(w, out);
                  e.bias = pointer<float>(bias);
                  return qk::binary_gemm_float(*l.isa, pointer<void>(x), l.x_type, rows, ldx, l.mode, l.scale, w, e,
-                                              static_cast<qk::BinaryOut>(l.plan.out), threads);
+                                              static_cast<qk::BinaryOut>(l.plan.out), l.packed->turn(), threads);
              });
 }

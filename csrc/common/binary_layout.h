@@ -65,7 +65,8 @@ struct BinaryView {
     static bool valid(const void* data, int64_t bytes) {
         if (data == nullptr || bytes < static_cast<int64_t>(sizeof(BinaryHeader))) return false;
         const auto& h = *static_cast<const BinaryHeader*>(data);
-        if (h.magic != kBinaryMagic || h.n < 0 || h.k < 0 || h.n > (int64_t{1} << 28) || h.k > kBinaryMaxK) return false;
+        if (h.magic != kBinaryMagic || h.n < 0 || h.k < 0 || h.n > (int64_t{1} << 28) || h.k > kBinaryMaxK)
+            return false;
         if (h.planes != 1 && h.planes != 2) return false;
         const BinaryHeader want = binary_layout(h.n, h.k, h.planes);
         return h.n_pad == want.n_pad && h.words == want.words && h.start == want.start && h.alpha == want.alpha &&

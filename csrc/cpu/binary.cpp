@@ -34,6 +34,7 @@ struct Problem {
     const BinaryView& w;
     BinaryEpilogue epilogue;
     BinaryStoreFn store;
+    bool backwards;
 };
 
 int64_t pitch(int64_t words) { return round_up(words, 8) + 8; }  // rows do not fall into the same cache sets
@@ -45,8 +46,15 @@ void run_panel(const Problem& p, int64_t panel, int64_t row_begin, int64_t row_e
     const int cols = static_cast<int>(std::min<int64_t>(kBinaryPanel, h.n - n0));
     alignas(64) int32_t tile[kBinaryMaxMr * kBinaryPanel];
     const uint64_t *rows[kBinaryMaxMr], *masks[kBinaryMaxMr];
-    BinaryTile t{rows,   masked ? masks : nullptr, 1,    h.words, p.w.panel(panel), masked ? nullptr : p.w.start() + n0,
-                 nullptr, cols,                    tile};
+    BinaryTile t{rows,
+                 masked ? masks : nullptr,
+                 1,
+                 h.words,
+                 p.w.panel(panel),
+                 masked ? nullptr : p.w.start() + n0,
+                 nullptr,
+                 cols,
+                 tile};
     int64_t row = row_begin;
     for (int64_t g = 0; g < groups; ++g) {  // groups of even size: 16 rows are 6 + 5 + 5, not 6 + 6 + 4
         const int count = static_cast<int>((row_end - row + groups - g - 1) / (groups - g));
@@ -83,7 +91,7 @@ void run(const Problem& p, int threads, Prepare prepare) {
         parallel_for(threads, ceil_div(p.m, rows), [&](int64_t unit) {
             const int64_t begin = unit * rows, end = std::min(p.m, begin + rows);
             prepare(begin, end);
-            for (int64_t panel = 0; panel < panels; ++panel) run_panel(p, panel, begin, end);
+            for (int64_t i = 0; i < panels; ++i) run_panel(p, p.backwards ? panels - 1 - i : i, begin, end);
         });
         return;
     }
@@ -123,7 +131,7 @@ int32_t count_row(const uint64_t* words, int64_t count) {
 }
 
 BinaryEpilogue below(BinaryEpilogue e, int64_t rows, BinaryOut out) {  // the same output, `rows` further down
-    const int64_t bytes = out == BinaryOut::f32 || out == BinaryOut::i32 ? 4
+    const int64_t bytes = out == BinaryOut::f32 || out == BinaryOut::i32    ? 4
                           : out == BinaryOut::f16 || out == BinaryOut::bf16 ? 2
                                                                             : 1;
     e.out = static_cast<char*>(e.out) + rows * e.ldo * bytes;
@@ -199,14 +207,14 @@ void binary_prepack(const uint8_t* signs, const uint8_t* nonzero, int64_t n, int
 }
 
 void binary_gemm_bits(const BinaryKernels& isa, const SignRows& x, const BinaryView& w, BinaryEpilogue epilogue,
-                      BinaryOut out, int threads) {
+                      BinaryOut out, bool backwards, int threads) {
     const BinaryHeader& h = *w.header;
     if (x.m == 0 || h.n == 0) return;
     threads = threads_for(h, x.m, threads);
     const bool masked = x.nonzero != nullptr;
     const int64_t ldx = pitch(h.words), most = std::min(x.m, std::max<int64_t>(192, kSuperRows / (ldx * 8)));
-    Scratch& scratch = Scratch::get((masked ? 2 : 1) * Scratch::padded<uint64_t>(most * ldx) +
-                                    Scratch::padded<int32_t>(most));
+    Scratch& scratch =
+        Scratch::get((masked ? 2 : 1) * Scratch::padded<uint64_t>(most * ldx) + Scratch::padded<int32_t>(most));
     uint64_t* bits = scratch.take<uint64_t>(most * ldx);
     uint64_t* masks = masked ? scratch.take<uint64_t>(most * ldx) : nullptr;
     int32_t* counts = scratch.take<int32_t>(most);
@@ -220,14 +228,16 @@ void binary_gemm_bits(const BinaryKernels& isa, const SignRows& x, const BinaryV
                 counts[r] = count_row(masks + r * ldx, h.words);
             }
         };
-        const Problem p{isa, bits, masks, counts, ldx, rows, w, below(epilogue, row0, out),
-                        isa.store[static_cast<int>(out)]};
+        const Problem p{
+            isa,      bits, masks, counts, ldx, rows, w, below(epilogue, row0, out), isa.store[static_cast<int>(out)],
+            backwards};
         run(p, threads, copy);
     }
 }
 
 int64_t binary_gemm_float(const BinaryKernels& isa, const void* x, DType x_type, int64_t m, int64_t ldx, SignScale mode,
-                          float scale, const BinaryView& w, BinaryEpilogue epilogue, BinaryOut out, int threads) {
+                          float scale, const BinaryView& w, BinaryEpilogue epilogue, BinaryOut out, bool backwards,
+                          int threads) {
     const BinaryHeader& h = *w.header;
     if (m == 0) return -1;
     threads = threads_for(h, m, threads);
@@ -256,7 +266,7 @@ int64_t binary_gemm_float(const BinaryKernels& isa, const void* x, DType x_type,
             e.x_scale = scales;
             e.x_scale_step = 1;
         }
-        const Problem p{isa, bits, nullptr, nullptr, ld_bits, rows, w, e, isa.store[static_cast<int>(out)]};
+        const Problem p{isa, bits, nullptr, nullptr, ld_bits, rows, w, e, isa.store[static_cast<int>(out)], backwards};
         run(p, threads, make);
     }
     return bad.load();

@@ -28,14 +28,15 @@ inline auto load_some(const T* p, int n) {
 
 // ((float(acc) * alpha) * x_scale) + bias, then the activation, for the lanes of channels n0 + c
 template <bool WHOLE>
-inline simd::f32v real_value(const qk::BinaryEpilogue& e, const int32_t* acc, simd::f32v x_scale, int64_t n, int count) {
+inline simd::f32v real_value(const qk::BinaryEpilogue& e, const int32_t* acc, simd::f32v x_scale, int64_t n,
+                             int count) {
     using namespace simd;
     f32v y = mul(mul(to_float(load_some<WHOLE>(acc, count)), load_some<WHOLE>(e.alpha + n, count)), x_scale);
     if (e.bias) y = add(y, load_some<WHOLE>(e.bias + n, count));
     if (e.up) {
         const f32v gamma = load_some<WHOLE>(e.gamma + n, count), from = sub(y, gamma);
-        const f32v slope = select_greater(y, gamma, load_some<WHOLE>(e.up + n, count),
-                                          load_some<WHOLE>(e.down + n, count));
+        const f32v slope =
+            select_greater(y, gamma, load_some<WHOLE>(e.up + n, count), load_some<WHOLE>(e.down + n, count));
         return add(mul(slope, from), load_some<WHOLE>(e.zeta + n, count));
     }
     return activate(y, e.activation);
@@ -107,9 +108,8 @@ inline void binary_store_threshold(const qk::BinaryEpilogue& given, const int32_
     const qk::BinaryEpilogue e = given;
     for (int r = 0; r < rows; ++r) {
         const int32_t* acc = tile + r * qk::kBinaryPanel;
-        store_bits(e, m0 + r, n0, cols, [&](int c, int count, auto whole) {
-            return threshold_bits<whole>(e, acc + c, n0 + c, count);
-        });
+        store_bits(e, m0 + r, n0, cols,
+                   [&](int c, int count, auto whole) { return threshold_bits<whole>(e, acc + c, n0 + c, count); });
     }
 }
 

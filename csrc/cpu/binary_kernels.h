@@ -45,7 +45,8 @@ struct BinaryEpilogue {
     const int32_t* times = nullptr;  // -127..127
 };
 // Consumes tile[rows][64], whose first element is out[m0][n0]; cols <= 64 are real.
-using BinaryStoreFn = void (*)(const BinaryEpilogue& e, const int32_t* tile, int64_t m0, int rows, int64_t n0, int cols);
+using BinaryStoreFn = void (*)(const BinaryEpilogue& e, const int32_t* tile, int64_t m0, int rows, int64_t n0,
+                               int cols);
 
 // out: bits of x[k] >= 0, 8 * ceil(k / 64) bytes, zero beyond k; null: only look. Returns the largest bit pattern of
 // |x|, which is >= 0x7f800000 exactly where something is not finite. sum: null, or where the sum of |x| goes, taken in

@@ -1,5 +1,5 @@
-// The table of the binary core for one ISA, from its primitives. Included last by every isa_binary_*.cpp (ROWS: of its largest
-// tile).
+// The table of the binary core for one ISA, from its primitives. Included last by every isa_binary_*.cpp (ROWS: of its
+// largest tile).
 #pragma once
 
 #include "binary_epilogue_kernel.h"

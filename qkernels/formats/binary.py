@@ -94,4 +94,6 @@ class BinaryWeight(BitsWeight):
         count = np.abs(times.astype(np.int64))
         codes = np.repeat(w.codes() * np.where(times < 0, np.int8(-1), np.int8(1))[:, None], count, axis=0)
         again = BinaryWeight.pack(codes.reshape(-1, self.shape[1]), np.repeat(w.alpha, count))
-        return BinaryWeight(as_kind(again.packed, self.packed), as_kind(again.alpha, self.packed), again.shape)
+        return BinaryWeight(
+            as_kind(again.packed, self.packed), as_kind(again.alpha, self.packed), again.shape
+        )

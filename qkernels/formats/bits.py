@@ -98,7 +98,9 @@ def check_padding(where, name, plane, k):
 
 def check_alpha(where, alpha, n):
     if alpha.shape != (n,):
-        raise FormatError(f"{where}: alpha has shape {alpha.shape}; there are {n} rows, so it must be ({n},).")
+        raise FormatError(
+            f"{where}: alpha has shape {alpha.shape}; there are {n} rows, so it must be ({n},)."
+        )
     bad = first_bad(~(np.isfinite(alpha) & (alpha >= 0)))
     if bad is not None:
         raise FormatError(f"{where}: alpha[{bad[0]}] is {alpha[bad]}; accepted: finite and not negative.")

@@ -233,7 +233,9 @@ def _row_scales(op, x_scale, r):
         return None, False
     if isinstance(x_scale, int | float | np.floating | np.integer) and not isinstance(x_scale, bool):
         return np.full(1, x_scale, np.float32), False
-    check_array(op, "x_scale", np.atleast_1d(x_scale) if not is_torch(x_scale) else x_scale, (*FLOATS, "float64"))
+    check_array(
+        op, "x_scale", np.atleast_1d(x_scale) if not is_torch(x_scale) else x_scale, (*FLOATS, "float64")
+    )
     if x_scale.size() == (1,) * x_scale.dim() if is_torch(x_scale) else np.size(x_scale) == 1:
         return x_scale.reshape(1), False
     if tuple(x_scale.shape) != (*r.batch, 1):

@@ -67,6 +67,8 @@ def keep_plan(r, activation, input_quant, out_dtype, backend):
         if input_quant.bits == 1:
             native, keep = cpu_binary.linear_plan(r.w, input_quant, x_type, r.out_name, activation, r.isa)
         else:
-            native = cpu.linear_plan(cpu.packed(r.w), input_quant, x_type, FLOATS[r.out_name], activation, r.isa)
+            native = cpu.linear_plan(
+                cpu.packed(r.w), input_quant, x_type, FLOATS[r.out_name], activation, r.isa
+            )
         out_type = getattr(torch, r.out_name)
         plans[key] = (*r.w.shape, None if out_type is r.x.dtype else out_type, native.run, keep)

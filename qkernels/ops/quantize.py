@@ -57,7 +57,9 @@ def quantize_activations_request(x, input_quant, backend=None):
             f"{op}: input_quant is a {type(input_quant).__name__}; accepted: qkernels.InputQuant."
         )
     if input_quant.bits == 1:
-        raise ArgumentError(f"{op}: input_quant has bits=1; accepted: 8. qkernels.pack_signs makes sign bits.")
+        raise ArgumentError(
+            f"{op}: input_quant has bits=1; accepted: 8. qkernels.pack_signs makes sign bits."
+        )
     if input_quant.granularity == "channel":
         input_quant.channel_scale(op, None, x.shape[-1])
     return Request(op, x, None, None, None, backend, input_quant=input_quant)

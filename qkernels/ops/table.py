@@ -42,5 +42,7 @@ BINARY_FORMATS = ("BinaryWeight", "TernaryWeight")
 _linear = cpu_binary.linear, reference_backend.linear_signs, binary_activations
 add_rows("linear", BINARY_FORMATS, "binary", BINARY_ISAS, *_linear)
 for _op in ("matmul_binary", "linear_binary"):
-    add_rows(_op, BINARY_FORMATS, "binary", BINARY_ISAS, getattr(cpu_binary, _op), getattr(reference_backend, _op))
+    add_rows(
+        _op, BINARY_FORMATS, "binary", BINARY_ISAS, getattr(cpu_binary, _op), getattr(reference_backend, _op)
+    )
 add_rows("pack_signs", (None,), "binary", BINARY_ISAS, cpu_binary.pack_signs, reference_backend.pack_signs)

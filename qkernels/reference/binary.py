@@ -51,11 +51,10 @@ def sign_scale(x, iq):
         return np.full((1, 1), iq.scale, np.float32)
     m, k = x.shape
     parts = np.zeros((m, 64), np.float32)
-    padded = np.zeros((m, -(-k // 64) * 64), np.float32)
-    padded[:, :k] = np.abs(x)
     with np.errstate(over="ignore"):
-        for block in padded.reshape(m, -1, 64).swapaxes(0, 1):
-            parts = parts + block
+        for k0 in range(0, k, 64):
+            block = np.abs(x[:, k0 : k0 + 64])
+            parts[:, : block.shape[1]] += block
         while parts.shape[1] > 1:
             half = parts.shape[1] // 2
             parts = parts[:, :half] + parts[:, half:]
@@ -84,7 +83,9 @@ def scaled(acc, alpha, x_scale, bias=None, activation=None):
     with np.errstate(over="ignore", invalid="ignore"):
         y = acc.astype(np.float32) * alpha * x_scale
         y = y if bias is None else y + bias
-        return apply_activation(y, activation) if isinstance(activation, str | None) else dprelu(y, activation)
+        return (
+            apply_activation(y, activation) if isinstance(activation, str | None) else dprelu(y, activation)
+        )
 
 
 def dprelu(x, p):

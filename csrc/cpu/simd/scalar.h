@@ -135,7 +135,8 @@ inline uint8_t set_bytes(uint8_t x) { return x; }
 inline uint8_t xor_bytes(uint8_t a, uint8_t b) { return a ^ b; }
 inline i32v sum_bytes(i32v acc, uint8_t v) { return acc + v; }
 
-// ---- words of bits, for the binary core ------------------------------------------------------------------------------
+// ---- words of bits, for the binary core
+// ------------------------------------------------------------------------------
 inline constexpr int WORDS = 1;  // 64-bit lanes
 using wordv = uint64_t;
 inline wordv zero_words() { return 0; }
@@ -164,7 +165,7 @@ inline void store_counts(int32_t* p, wordv even, wordv odd, const int32_t* start
     p[0] = static_cast<int32_t>(start[0] - FACTOR * static_cast<int64_t>(even));
     p[1] = static_cast<int32_t>(start[1] - FACTOR * static_cast<int64_t>(odd));
 }
-inline uint32_t not_negative(f32v a) { return a >= 0.0f; }  // bit i: lane i >= 0; false for NaN
+inline uint32_t not_negative(f32v a) { return a >= 0.0f; }   // bit i: lane i >= 0; false for NaN
 inline uint32_t not_less(i32v a, i32v b) { return a >= b; }  // bit i: a[i] >= b[i]
 inline i32v xori(i32v a, i32v b) { return a ^ b; }
 inline f32v select_greater(f32v a, f32v b, f32v if_greater, f32v otherwise) { return a > b ? if_greater : otherwise; }
