@@ -14,7 +14,7 @@ INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 
 @dataclass(frozen=True, eq=False)
 class DPReLU:
-    """``x -> alpha (x - gamma) + zeta if x > gamma else beta (x - gamma) + zeta`` per channel (PokeBNN; thesis eq. 3.34).
+    """``x -> alpha (x - gamma) + zeta if x > gamma else beta (x - gamma) + zeta`` per channel (thesis eq. 3.34).
 
     Args:
         alpha, beta, gamma, zeta: a number for all channels, or (N,); finite, kept as float32.
@@ -173,7 +173,7 @@ def _not_negative(a, b, c):
     """Whether a / sqrt(c) + b >= 0 for rationals, c > 0."""
     if a >= 0 and b >= 0:
         return True
-    if a < 0 and b < 0 or (a == 0 and b < 0) or (b == 0 and a < 0):
+    if (a < 0 and b < 0) or (a == 0 and b < 0) or (b == 0 and a < 0):
         return False
     return a * a >= b * b * c if a > 0 else b * b * c >= a * a
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from .._arrays import as_kind
 from ..errors import ArgumentError
-from .bits import BitsWeight, alpha_vector, code_matrix, float_matrix, pack_bits, unpack_bits
+from .planes import BitsWeight, alpha_vector, code_matrix, float_matrix, pack_bits, unpack_bits
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -213,8 +213,8 @@ def _bits_request(op, x_bits, w, bias, out_name, backend, x_nonzero):
     want = -(-w.shape[1] // 8)
     if x_bits.shape[-1] != want:
         raise ArgumentError(
-            f"{op}: x_bits has shape {tuple(x_bits.shape)}, w has K = {w.shape[1]}; the last dimension of x_bits must be "
-            f"ceil(K / 8) = {want} bytes. qkernels.pack_signs makes them."
+            f"{op}: x_bits has shape {tuple(x_bits.shape)}, w has K = {w.shape[1]}; the last dimension of x_bits must "
+            f"be ceil(K / 8) = {want} bytes. qkernels.pack_signs makes them."
         )
     r = BitsRequest(op, x_bits, w, bias, out_name, backend, x_nonzero=None)
     if x_nonzero is not None:
