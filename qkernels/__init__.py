@@ -4,7 +4,7 @@ from importlib import import_module
 
 from .binary import DPReLU, RPReLU, Threshold
 from .errors import ArgumentError, DTypeError, FormatError, UnsupportedError
-from .formats import BinaryWeight, IntWeight, TernaryWeight
+from .formats import BinaryWeight, IntWeight, MixedIntWeight, TernaryWeight
 from .ops import (
     linear,
     linear_binary,
@@ -30,6 +30,7 @@ __all__ = [
     "FormatError",
     "InputQuant",
     "IntWeight",
+    "MixedIntWeight",
     "RPReLU",
     "Requant",
     "TernaryWeight",

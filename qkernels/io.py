@@ -6,7 +6,7 @@ file's metadata has one key, "qkernels", a JSON object:
     {"version": 1, "weights": {name: {"format": "IntWeight", "version": 1, "bits": 8, "group_size": null,
                                       "shape": [N, K], "arrays": ["packed", "scale"]}}}
 
-Which options there are beside the shape, here bits and group_size, is for each format to say (``options``).
+Which options there are beside the shape, here bits and group_size, is for each format to say (``OPTIONS``).
 """
 
 import json
@@ -17,10 +17,10 @@ import numpy as np
 
 from ._arrays import as_kind
 from .errors import ArgumentError, DTypeError, FormatError, UnsupportedError
-from .formats import BinaryWeight, IntWeight, TernaryWeight, WeightFormat
+from .formats import BinaryWeight, IntWeight, MixedIntWeight, TernaryWeight, WeightFormat
 
 VERSION = 1
-FORMATS = {c.__name__: c for c in (BinaryWeight, IntWeight, TernaryWeight)}
+FORMATS = {f.__name__: f for f in (BinaryWeight, IntWeight, MixedIntWeight, TernaryWeight)}
 
 
 def save(path, weights):
@@ -44,7 +44,7 @@ def save(path, weights):
         described[name] = {
             "format": type(w).__name__,
             "version": w.version,
-            **{option: getattr(w, option) for option in w.options},
+            **w.options(),
             "shape": list(w.shape),
             "arrays": list(arrays),
         }
@@ -115,9 +115,9 @@ def _weight(name, described, tensors, like):
         )
     arrays = {field: tensors.pop(f"{name}.{field}") for field in described["arrays"]}
     arrays = {field: a if like is None else as_kind(a, like) for field, a in arrays.items()}
-    format = FORMATS[described["format"]]
-    options = {option: described[option] for option in format.options}
-    return format(**arrays, **options, shape=tuple(described["shape"]))
+    kind = FORMATS[described["format"]]
+    options = {name: described[name] for name in kind.OPTIONS}
+    return kind(**arrays, **options, shape=tuple(described["shape"]))
 
 
 def _safetensors():

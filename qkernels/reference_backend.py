@@ -26,6 +26,8 @@ def _result(r, out, name=None):
 def linear(r):
     bias = None if r.bias is None else as_numpy(r.bias, r.op, "bias").astype(np.float32)
     w, q, act = r.w.numpy(), r.options["input_quant"], r.options["activation"]
+    if q is not None and q.bits == 1:
+        return linear_signs(r)
     if q is None:
         y = reference.linear_float(_rows(r), w, bias, act)
     else:

@@ -31,7 +31,8 @@ class Kernel:
     """One way to compute an op for a format: a row of the table.
 
     ``accepts(request)`` returns None, or the reason why this kernel refuses. ``run(request)`` computes.
-    Calling the row runs its op with this kernel and no other: ``kernel(x, w, ...)``.
+    Calling the row runs its op with this kernel and no other: ``kernel(x, w, ...)``. ``tag`` tells apart rows of one op,
+    format and ISA.
     """
 
     op: str
@@ -42,9 +43,10 @@ class Kernel:
     accepts: object
     run: object
     exactness: str = "exact"
+    tag: object = None
 
     def __str__(self):
-        parts = (self.op, self.format, "-".join(p for p in (self.backend, self.isa) if p))
+        parts = (self.op, self.format, "-".join(p for p in (self.backend, self.isa, self.tag) if p))
         return "/".join(p for p in parts if p)
 
     def __call__(self, *args, **options):

@@ -3,6 +3,7 @@
 from .base import WeightFormat
 from .binary import BinaryWeight
 from .int import IntWeight
+from .mixed import MixedIntWeight
 from .ternary import TernaryWeight
 
-__all__ = ["BinaryWeight", "IntWeight", "TernaryWeight", "WeightFormat"]
+__all__ = ["BinaryWeight", "IntWeight", "MixedIntWeight", "TernaryWeight", "WeightFormat"]

@@ -15,14 +15,22 @@ def nbytes(a):
 
 @dataclass(frozen=True, eq=False)
 class WeightFormat:
-    """A compressed weight matrix of ``shape`` (N, K): out features, in features, as in ``nn.Linear.weight``.
+    """A compressed weight of ``shape`` (N, K): out features, in features, as in ``nn.Linear.weight``.
+
+    That of a convolution has the shape (O, I, kh, kw) and is the matrix ``matrix_shape`` (O, I * kh * kw), its rows
+    flattened in the order (I, kh, kw).
 
     A format is frozen and validated once, when it is built; its arrays are not copied, so they must not be
     written to afterwards. Compute layouts that a backend attaches are neither pickled nor copied.
     """
 
     version = 1  # of the portable layout, written into files
-    options = ()  # fields beside arrays and shape that files keep
+    OPTIONS = ()  # fields beside the arrays and the shape, written into files too
+    is_grouped = False  # whether a row has more than one scale
+
+    def options(self):
+        """The values of OPTIONS by name."""
+        return {name: getattr(self, name) for name in self.OPTIONS}
 
     @property
     def nbytes(self):
@@ -30,10 +38,15 @@ class WeightFormat:
         return sum(nbytes(v) for v in self.arrays().values())
 
     @property
+    def matrix_shape(self):
+        """(N, K): of a convolution (O, I * kh * kw)."""
+        return self.shape[0], math.prod(self.shape[1:])
+
+    @property
     def bits_per_weight(self):
         """Bits stored per weight, scales included."""
-        count = math.prod(self.shape)
-        return 8.0 * self.nbytes / count if count else 0.0
+        n, k = self.matrix_shape
+        return 8.0 * self.nbytes / (n * k) if n * k else 0.0
 
     def arrays(self):
         """The portable arrays by field name, those that are None left out."""
@@ -52,5 +65,6 @@ class WeightFormat:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def __repr__(self):
-        shape = "x".join(map(str, self.shape))
-        return f"{type(self).__name__}({shape}, {self.bits_per_weight:.2f} bits/weight)"
+        return (
+            f"{type(self).__name__}({'x'.join(map(str, self.shape))}, {self.bits_per_weight:.2f} bits/weight)"
+        )

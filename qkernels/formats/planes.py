@@ -1,7 +1,6 @@
 """What the formats of single bits, BinaryWeight and TernaryWeight, have in common."""
 
 import math
-import operator
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy as np
 from .._arrays import as_float32, as_kind, as_numpy, first_bad, is_torch
 from ..errors import ArgumentError, DTypeError, FormatError
 from .base import WeightFormat
+from .int import checked_shape
 
 MAX_K = 2**30 - 64  # bits of a row: accumulators and what they pass through stay in int32
 
@@ -16,8 +16,7 @@ MAX_K = 2**30 - 64  # bits of a row: accumulators and what they pass through sta
 class BitsWeight(WeightFormat):
     """Bit planes of rows, least significant bit first, with one scale ``alpha`` per output channel.
 
-    ``shape`` is (N, K), or (O, I, kh, kw) for a convolution; ``matrix_shape`` is (N, K) for both, with K = I*kh*kw
-    in this order, as in ``weight.reshape(O, -1)``.
+    Of a convolution, K is I * kh * kw in this order, as in ``weight.reshape(O, -1)``.
     """
 
     planes = ("packed",)
@@ -41,6 +40,7 @@ class BitsWeight(WeightFormat):
             raise DTypeError(f"{where}: arrays of NumPy and of torch; accepted: one kind. Use {where}.pack.")
         put("shape", checked_shape(where, self.shape))
         n, k = self.matrix_shape
+        check_length(where, k)
         for name in self.planes:
             if arrays[name].shape != (n, -(-k // 8)):
                 raise FormatError(
@@ -49,11 +49,6 @@ class BitsWeight(WeightFormat):
                 )
             check_padding(where, name, arrays[name], k)
         check_alpha(where, arrays["alpha"], n)
-
-    @property
-    def matrix_shape(self):
-        """(N, K): output channels, products in one output."""
-        return self.shape[0], math.prod(self.shape[1:])
 
     @property
     def scale(self):
@@ -73,16 +68,9 @@ class BitsWeight(WeightFormat):
         return replace(self, **arrays)
 
 
-def checked_shape(where, shape):
-    try:
-        shape = tuple(operator.index(d) for d in shape)
-    except TypeError:
-        shape = (shape,)
-    if len(shape) not in (2, 4) or not all(isinstance(d, int) and 0 <= d < 2**40 for d in shape):
-        raise FormatError(f"{where}: shape is {shape!r}; accepted: (N, K) or (O, I, kh, kw), counts.")
-    if math.prod(shape[1:]) > MAX_K:
-        raise FormatError(f"{where}: K = {math.prod(shape[1:])}; accepted: up to {MAX_K}.")
-    return shape
+def check_length(where, k):
+    if k > MAX_K:
+        raise FormatError(f"{where}: K = {k}; accepted: up to {MAX_K}.")
 
 
 def check_padding(where, name, plane, k):

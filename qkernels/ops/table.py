@@ -4,29 +4,25 @@ from .. import cpu, cpu_binary, reference_backend, registry
 from ..registry import Kernel
 
 
-def add_rows(op, formats, core, isas, call, reference, accepts=None, exactness="exact"):
-    """Rows for each format: the CPU ones strongest ISA first, then the reference. ``formats`` (None,): no weight."""
+def add_rows(op, formats, core, isas, call, reference, accepts=None, exactness="exact", tag=None):
+    """Rows for each format: the CPU ones strongest ISA first, then the reference. ``formats`` (None,): no weight.
+
+    reference None: no row for it, where other rows of the op and format bring it.
+    """
     accepts = accepts or (lambda request: None)
     for name in formats:
         for isa in reversed(isas):
-            registry.register(Kernel(op, name, "cpu", isa, core, accepts, call, exactness))
-        registry.register(Kernel(op, name, "reference", None, core, lambda r: None, reference, exactness))
+            registry.register(Kernel(op, name, "cpu", isa, core, accepts, call, exactness, tag))
+        if reference is not None:
+            registry.register(Kernel(op, name, "reference", None, core, lambda r: None, reference, exactness))
 
 
 def integer_activations(request):
     if request.options["input_quant"] is None:
         return "input_quant is None (weight-only): no CPU kernel yet; pass input_quant=qkernels.InputQuant()"
+    if request.options["input_quant"].bits == 1:
+        return "input_quant has bits=1: that is for the binary core"
     return None
-
-
-GEMM_ISAS = ("scalar", "avx2", "avx512vnni")
-GEMM_FORMATS = ("IntWeight",)
-
-add_rows("linear", GEMM_FORMATS, "gemm", GEMM_ISAS, cpu.linear, reference_backend.linear, integer_activations)
-for _op in ("matmul_int", "linear_requant"):
-    add_rows(_op, GEMM_FORMATS, "gemm", GEMM_ISAS, getattr(cpu, _op), getattr(reference_backend, _op))
-for _op in ("requantize", "quantize_activations"):
-    add_rows(_op, (None,), "elementwise", GEMM_ISAS, getattr(cpu, _op), getattr(reference_backend, _op))
 
 
 def binary_activations(request):
@@ -36,13 +32,21 @@ def binary_activations(request):
     return None
 
 
+GEMM_ISAS = ("scalar", "avx2", "avx512vnni")
 BINARY_ISAS = ("scalar", "avx2", "avx512vpopcntdq")
-BINARY_FORMATS = ("BinaryWeight", "TernaryWeight")
+BITS_FORMATS = ("BinaryWeight", "TernaryWeight")
+GEMM_FORMATS = ("IntWeight", "MixedIntWeight", *BITS_FORMATS)
 
-_linear = cpu_binary.linear, reference_backend.linear_signs, binary_activations
-add_rows("linear", BINARY_FORMATS, "binary", BINARY_ISAS, *_linear)
+add_rows(
+    "linear", BITS_FORMATS, "binary", BINARY_ISAS, cpu_binary.linear, None, binary_activations, tag="signs"
+)
+add_rows("linear", GEMM_FORMATS, "gemm", GEMM_ISAS, cpu.linear, reference_backend.linear, integer_activations)
+for _op in ("matmul_int", "linear_requant"):
+    add_rows(_op, GEMM_FORMATS, "gemm", GEMM_ISAS, getattr(cpu, _op), getattr(reference_backend, _op))
+for _op in ("requantize", "quantize_activations"):
+    add_rows(_op, (None,), "elementwise", GEMM_ISAS, getattr(cpu, _op), getattr(reference_backend, _op))
 for _op in ("matmul_binary", "linear_binary"):
     add_rows(
-        _op, BINARY_FORMATS, "binary", BINARY_ISAS, getattr(cpu_binary, _op), getattr(reference_backend, _op)
+        _op, BITS_FORMATS, "binary", BINARY_ISAS, getattr(cpu_binary, _op), getattr(reference_backend, _op)
     )
 add_rows("pack_signs", (None,), "binary", BINARY_ISAS, cpu_binary.pack_signs, reference_backend.pack_signs)
