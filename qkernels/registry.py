@@ -31,8 +31,8 @@ class Kernel:
     """One way to compute an op for a format: a row of the table.
 
     ``accepts(request)`` returns None, or the reason why this kernel refuses. ``run(request)`` computes.
-    Calling the row runs its op with this kernel and no other: ``kernel(x, w, ...)``. ``tag`` tells apart rows of one op,
-    format and ISA.
+    Calling the row runs its op with this kernel and no other: ``kernel(x, w, ...)``. ``tag`` tells rows of one
+    op, format and ISA apart.
     """
 
     op: str

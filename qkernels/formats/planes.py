@@ -55,6 +55,10 @@ class BitsWeight(WeightFormat):
         """float32 (N, 1): alpha as IntWeight has its scale."""
         return self.alpha.reshape(-1, 1)
 
+    def per_code(self, values):
+        """Numbers of rows, (N, 1), as they meet codes (N, K)."""
+        return values
+
     def dense(self):
         """``alpha * code``: float32, shaped like the weight."""
         w = self.numpy()
