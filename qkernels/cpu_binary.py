@@ -28,7 +28,7 @@ def packed(w):
     """The weight prepacked for the binary core, made once and kept with it."""
     p = w.__dict__.get("_packed_bits")
     if p is None:
-        block = packed_tensor(w)
+        block = w.__dict__["_block_of_bits"] = packed_tensor(w)
         p = w.__dict__["_packed_bits"] = _native.PackedBinary(block.ctypes.data, block.nbytes, block)
     return p
 

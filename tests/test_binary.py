@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from helpers import assert_same
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import qkernels as qk
-from qkernels import reference, registry
+from qkernels import _torch_ops, cpu_binary, reference, registry
 
 FORMATS = {"BinaryWeight": qk.BinaryWeight, "TernaryWeight": qk.TernaryWeight}
 # M, K, N: empty, a bit, a word less and more, tiles and panels less and more, rows on both sides of every tile
@@ -552,14 +553,31 @@ def test_ops_refuse(rng):
         (qk.ArgumentError, "flip", lambda: qk.Threshold(np.zeros(2, int), [True])),
         (qk.ArgumentError, "DPReLU", lambda: qk.DPReLU(np.nan, 1.0)),
         (qk.ArgumentError, "DPReLU", lambda: qk.DPReLU([1.0, 2.0], [1.0, 2.0, 3.0])),
-        (
-            qk.UnsupportedError,
-            "bits=1",
-            lambda: torch.compile(qk.linear)(torch.zeros(2, 20), w, input_quant=quant),
-        ),
     ]:
         with pytest.raises(error, match=text):
             call()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("quant", QUANTS)
+def test_torch_operator(kind, quant, rng):
+    """opcheck, a whole graph compiled, and eager calls that something observes."""
+    torch._dynamo.reset()
+    w, bias, q = weight(rng, kind, 24, 70), torch.randn(24), QUANTS[quant]
+    for x in (torch.randn(3, 70), torch.randn(2, 3, 70, dtype=torch.bfloat16), torch.randn(0, 70)):
+        eager = qk.linear(x, w, bias, "relu", q)
+        compiled = torch.compile(lambda x: qk.linear(x, w, bias, "relu", q), fullgraph=True, backend="eager")
+        assert_same(compiled(x), eager)
+        block, mode = _torch_ops.layout_of_signs(w), cpu_binary.scale_mode(q)
+        arguments = x, block, bias, 24, mode, q.scale or 1.0, 1, x.dtype
+        torch.library.opcheck(torch.ops.qkernels.linear_signs.default, arguments)
+        assert_same(torch.ops.qkernels.linear_signs(*arguments), eager)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            assert qk.linear(torch.empty(5, 70), w, bias, "relu", q).shape == (5, 24)
+    block = _torch_ops.layout_of_signs(w).clone()
+    block[0] += 1
+    with pytest.raises(ValueError, match="not a prepacked"):
+        torch.ops.qkernels.linear_signs(torch.randn(3, 70), block, None, 24, 0, 1.0, 0, torch.float32)
 
 
 def test_explain_names_the_core(rng):

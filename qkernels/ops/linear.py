@@ -81,11 +81,10 @@ def linear(
         if traced:
             from .. import _torch_ops
 
-            _torch_ops.refuse_binary(input_quant)
-            block = _torch_ops.layout(w)
-            return _torch_ops.linear_packed(
-                x, block, bias, w.shape[0], input_quant, activation, getattr(torch, request.out_name)
-            )
+            signs = input_quant.bits == 1
+            block = (_torch_ops.layout_of_signs if signs else _torch_ops.layout)(w)
+            run = _torch_ops.linear_signs_packed if signs else _torch_ops.linear_packed
+            return run(x, block, bias, w.shape[0], input_quant, activation, getattr(torch, request.out_name))
         if w.shape[1]:
             keep_plan(request, activation, input_quant, out_dtype, backend)
     return kernel.run(request)
