@@ -13,6 +13,7 @@ from ..formats import BinaryWeight, TernaryWeight
 from ..quant import InputQuant
 from .request import Request, check_activation, check_array, check_vector, name_of_dtype
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 BITS_FORMATS = (BinaryWeight, TernaryWeight)
 
 
@@ -232,11 +233,11 @@ def _row_scales(op, x_scale, r):
     if x_scale is None:
         return None, False
     if isinstance(x_scale, int | float | np.floating | np.integer) and not isinstance(x_scale, bool):
+        if not abs(float(x_scale)) <= FLOAT32_MAX:
+            raise ArgumentError(f"{op}: x_scale is {x_scale}; accepted: a finite float32 number.")
         return np.full(1, x_scale, np.float32), False
-    check_array(
-        op, "x_scale", np.atleast_1d(x_scale) if not is_torch(x_scale) else x_scale, (*FLOATS, "float64")
-    )
-    if x_scale.size() == (1,) * x_scale.dim() if is_torch(x_scale) else np.size(x_scale) == 1:
+    check_array(op, "x_scale", x_scale, (*FLOATS, "float64"))
+    if x_scale.shape == (1,) * x_scale.ndim:
         return x_scale.reshape(1), False
     if tuple(x_scale.shape) != (*r.batch, 1):
         raise ArgumentError(
