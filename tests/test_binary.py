@@ -6,7 +6,7 @@ from decimal import Decimal, getcontext
 import numpy as np
 import pytest
 import torch
-from helpers import assert_same
+from helpers import assert_same, random_codes
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import qkernels as qk
@@ -497,19 +497,40 @@ def test_a_binary_network_stays_in_bits(rng):
         assert_same(bits, np.packbits(values > 0, axis=1, bitorder="little"))
 
 
-@pytest.mark.parametrize("kind", FORMATS)
-def test_integer_activations(kind, rng):
-    """int8 activations go through the integer core, which decodes one or two bits."""
-    x, w = rng.standard_normal((7, 75), np.float32), weight(rng, kind, 70, 75)
-    xq = rng.integers(-128, 128, (7, 75), np.int8)
-    for kernel in registry.kernels("matmul_int"):
-        if kernel.format == kind:
-            assert (kernel(xq, w) == xq.astype(np.int64) @ w.codes().T.astype(np.int64)).all()
-    expected = qk.linear(x, w, input_quant=qk.InputQuant(), backend="reference")
-    for kernel in registry.kernels("linear"):
-        if kernel.format == kind and kernel.core == "gemm":
-            assert_same(kernel(x, w, input_quant=qk.InputQuant()), expected)
+def integer_rows(op):
+    found = [k for k in registry.kernels(op) if k.format in FORMATS and k.core == "gemm"]
+    return pytest.mark.parametrize("kernel", found, ids=str)
+
+
+@integer_rows("matmul_int")
+def test_codes_of_8_bits(kernel, rng):
+    """int8 and uint8 activations go through the integer core, which decodes one or two bits."""
+    for m, k, n in [(1, 1, 1), (2, 75, 70), (7, 300, 130), (3, 0, 4)]:
+        w = weight(rng, kernel.format, n, k)
+        for dtype in (np.int8, np.uint8):
+            x, zero = random_codes(rng, (m, k), dtype), int(rng.integers(0, 100))
+            expected = (x.astype(np.int64) - zero) @ w.codes().T.astype(np.int64)
+            assert_same(kernel(x, w, zero), expected.astype(np.int32))
+
+
+@integer_rows("linear")
+def test_linear_with_8_bits(kernel, rng):
+    x, w = rng.standard_normal((7, 75), np.float32), weight(rng, kernel.format, 70, 75)
+    y = kernel(x, w, input_quant=qk.InputQuant())
+    assert_same(y, reference.linear_int(x, w, qk.InputQuant()))
+    assert np.linalg.norm(y - x @ w.dense().T) < 0.02 * np.linalg.norm(y)
     np.testing.assert_allclose(qk.linear(x, w, backend="reference"), x @ w.dense().T, rtol=1e-4, atol=1e-4)
+
+
+@integer_rows("linear_requant")
+def test_linear_requant(kernel, rng):
+    x, w = random_codes(rng, (7, 75)), weight(rng, kernel.format, 70, 75)
+    requant, bias = (
+        qk.Requant.from_scale(rng.uniform(0.01, 0.2, 70)),
+        rng.integers(-999, 999, 70).astype(np.int32),
+    )
+    expected = reference.linear_requant(x, w.codes(), requant, bias)
+    assert_same(kernel(x, w, requant, bias), expected)
 
 
 def test_ops_refuse(rng):

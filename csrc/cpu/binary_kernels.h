@@ -63,9 +63,9 @@ struct BinaryKernels {
     PackSignsFn pack_signs[3];  // by DType f32, bf16, f16
 };
 
-const BinaryKernels& binary_kernels_scalar();
-const BinaryKernels& binary_kernels_avx2();
-const BinaryKernels& binary_kernels_avx512vpopcntdq();
+const BinaryKernels& kernels_binary_scalar();
+const BinaryKernels& kernels_binary_avx2();
+const BinaryKernels& kernels_binary_avx512vpopcntdq();
 
 const BinaryKernels& binary_kernels(Isa isa);  // binary.cpp
 

@@ -2,7 +2,7 @@
 
 #include "binary_table.h"
 
-const qk::BinaryKernels& qk::binary_kernels_avx2() {
+const qk::BinaryKernels& qk::kernels_binary_avx2() {
     static const BinaryKernels table = make_binary_kernels<1>();
     return table;
 }

@@ -2,7 +2,7 @@
 
 #include "binary_table.h"
 
-const qk::BinaryKernels& qk::binary_kernels_avx512vpopcntdq() {
+const qk::BinaryKernels& qk::kernels_binary_avx512vpopcntdq() {
     static const BinaryKernels table = make_binary_kernels<6>();
     return table;
 }

@@ -2,7 +2,7 @@
 
 #include "binary_table.h"
 
-const qk::BinaryKernels& qk::binary_kernels_scalar() {
+const qk::BinaryKernels& qk::kernels_binary_scalar() {
     static const BinaryKernels table = make_binary_kernels<1>();
     return table;
 }
