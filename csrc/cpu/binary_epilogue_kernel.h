@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #include "activation.h"
-#include "binary_kernels.h"
+#include "binary_kernel.h"
 
 namespace {
 
@@ -129,40 +129,40 @@ inline void binary_store_multiple(const qk::BinaryEpilogue& given, const int32_t
 
 // ---- floats to sign bits -------------------------------------------------------------------------------------------
 
+// With SUM, a sum that is not finite says what the largest |x| says without.
 template <class T, bool SUM>
 uint32_t pack_row(const T* x, int64_t k, uint64_t* out, float* sum) {
     using namespace simd;
     constexpr int kVectors = 64 / LANES;
     f32v total[kVectors];
-    if constexpr (SUM)
-        for (int v = 0; v < kVectors; ++v) total[v] = set1(0.0f);
-    i32v most = seti(0), most1 = seti(0);
+    i32v most[2] = {seti(0), seti(0)};
+    each<kVectors>([&](auto v) [[gnu::always_inline]] { total[v] = set1(0.0f); });
     int64_t i = 0;
     for (; i + 64 <= k; i += 64) {
         uint64_t word = 0;
-        for (int v = 0; v < kVectors; ++v) {
+        each<kVectors>([&](auto v) [[gnu::always_inline]] {
             const f32v a = load(x + i + v * LANES);
             word |= static_cast<uint64_t>(not_negative(a)) << (v * LANES);
-            if constexpr (SUM) total[v] = add(total[v], abs(a));
-            if (v % 2)
-                most1 = maxu(most1, abs_bits(a));
+            if constexpr (SUM)
+                total[v] = add(total[v], abs(a));
             else
-                most = maxu(most, abs_bits(a));
-        }
+                most[v % 2] = maxu(most[v % 2], abs_bits(a));
+        });
         if (out) std::memcpy(out + i / 64, &word, 8);
     }
-    most = maxu(most, most1);
     float sums[64];
     if constexpr (SUM)
-        for (int v = 0; v < kVectors; ++v) store(sums + v * LANES, total[v]);
+        each<kVectors>([&](auto v) [[gnu::always_inline]] { store(sums + v * LANES, total[v]); });
     if (i < k) {
         uint64_t word = 0;
         for (int64_t c = i; c < k; c += LANES) {
             const int n = k - c < LANES ? static_cast<int>(k - c) : LANES;
-            const f32v a = load(x + c, n);
+            const f32v a = load(x + c, n);  // lanes beyond n are 0
             word |= (not_negative(a) & ((uint64_t{1} << n) - 1)) << (c - i);
-            most = maxu(most, abs_bits(a));  // lanes beyond n are 0
-            if constexpr (SUM) store(sums + (c - i), add(load(sums + (c - i)), abs(a)));
+            if constexpr (SUM)
+                store(sums + (c - i), add(load(sums + (c - i)), abs(a)));
+            else
+                most[0] = maxu(most[0], abs_bits(a));
         }
         if (out) std::memcpy(out + i / 64, &word, 8);
     }
@@ -170,8 +170,9 @@ uint32_t pack_row(const T* x, int64_t k, uint64_t* out, float* sum) {
         for (int half = 32; half >= 1; half /= 2)
             for (int j = 0; j < half; ++j) sums[j] += sums[j + half];
         *sum = sums[0];
+        return 0;
     }
-    return reduce_maxu(most);
+    return reduce_maxu(maxu(most[0], most[1]));
 }
 
 template <class T>

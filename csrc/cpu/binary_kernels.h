@@ -48,9 +48,9 @@ struct BinaryEpilogue {
 using BinaryStoreFn = void (*)(const BinaryEpilogue& e, const int32_t* tile, int64_t m0, int rows, int64_t n0,
                                int cols);
 
-// out: bits of x[k] >= 0, 8 * ceil(k / 64) bytes, zero beyond k; null: only look. Returns the largest bit pattern of
-// |x|, which is >= 0x7f800000 exactly where something is not finite. sum: null, or where the sum of |x| goes, taken in
-// 64 interleaved partial sums (reference/binary.py says how).
+// out: bits of x[k] >= 0, 8 * ceil(k / 64) bytes, zero beyond k; null: only look. sum: null, or where the sum of |x|
+// goes, taken in 64 interleaved partial sums (reference/binary.py says how). Without sum, returns the largest bit
+// pattern of |x|, which is >= 0x7f800000 exactly where something is not finite; with sum, that is not finite then.
 using PackSignsFn = uint32_t (*)(const void* x, int64_t k, uint64_t* out, float* sum);
 
 enum class BinaryOut : int { f32 = 0, bf16 = 1, f16 = 2, i32 = 3, sign = 4, threshold = 5, multiple = 6, kCount = 7 };
