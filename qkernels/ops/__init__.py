@@ -1,8 +1,21 @@
 """The public operations: check the arguments, pick a kernel, call it. One file per family."""
 
-from ..cpu import ACTIVATIONS
 from . import table
-from .integer import linear_requant, linear_requant_request, matmul_int, matmul_int_request
+from .binary import (
+    linear_binary,
+    linear_binary_request,
+    matmul_binary,
+    matmul_binary_request,
+    pack_signs,
+    pack_signs_request,
+)
+from .cpu import ACTIVATIONS
+from .integer import (
+    linear_requant,
+    linear_requant_request,
+    matmul_int,
+    matmul_int_request,
+)
 from .integer_elementwise import (
     add_requant,
     add_requant_request,
@@ -23,8 +36,16 @@ from .integer_elementwise import (
     softmax_int,
     softmax_int_request,
 )
-from .linear import linear, linear_request
-from .quantize import quantize_activations, quantize_activations_request, requantize, requantize_request
+from .linear import (
+    linear,
+    linear_request,
+)
+from .quantize import (
+    quantize_activations,
+    quantize_activations_request,
+    requantize,
+    requantize_request,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -40,16 +61,22 @@ __all__ = [
     "layer_norm_int",
     "layer_norm_int_request",
     "linear",
+    "linear_binary",
+    "linear_binary_request",
     "linear_requant",
     "linear_requant_request",
     "linear_request",
     "lookup_int8",
     "lookup_int8_request",
     "lookup_table",
+    "matmul_binary",
+    "matmul_binary_request",
     "matmul_int",
     "matmul_int_request",
     "max_pool2d_int",
     "max_pool2d_int_request",
+    "pack_signs",
+    "pack_signs_request",
     "quantize_activations",
     "quantize_activations_request",
     "requantize",

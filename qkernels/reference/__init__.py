@@ -1,6 +1,19 @@
 """The specification, in NumPy: one function per operation. A kernel that disagrees with it is wrong."""
 
-from .activation import ACTIVATIONS, apply_activation
+from .activation import (
+    ACTIVATIONS,
+    apply_activation,
+)
+from .binary import (
+    binary_matmul,
+    dprelu,
+    pack_signs,
+    scaled,
+    sign_scale,
+    ternary_matmul,
+    threshold_bits,
+    threshold_multiples,
+)
 from .integer import (
     add_requant,
     avg_pool2d,
@@ -13,7 +26,12 @@ from .integer import (
     requant_table,
     softmax_int,
 )
-from .linear import linear_float, linear_int, linear_requant, matmul_int
+from .linear import (
+    linear_float,
+    linear_int,
+    linear_requant,
+    matmul_int,
+)
 from .quantize import quantize_activations
 from .requantize import requantize
 
@@ -22,7 +40,9 @@ __all__ = [
     "add_requant",
     "apply_activation",
     "avg_pool2d",
+    "binary_matmul",
     "concat_requant",
+    "dprelu",
     "exp_int",
     "gelu_int",
     "layer_norm_int",
@@ -32,8 +52,14 @@ __all__ = [
     "lookup_int8",
     "matmul_int",
     "max_pool2d",
+    "pack_signs",
     "quantize_activations",
     "requant_table",
     "requantize",
+    "scaled",
+    "sign_scale",
     "softmax_int",
+    "ternary_matmul",
+    "threshold_bits",
+    "threshold_multiples",
 ]
