@@ -2,12 +2,26 @@
 
 from ..cpu import ACTIVATIONS
 from . import table
+from .conv import (
+    conv2d,
+    conv2d_int,
+    conv2d_int_request,
+    conv2d_request,
+    conv2d_requant,
+    conv2d_requant_request,
+)
 from .integer import linear_requant, linear_requant_request, matmul_int, matmul_int_request
 from .linear import linear, linear_request
 from .quantize import quantize_activations, quantize_activations_request, requantize, requantize_request
 
 __all__ = [
     "ACTIVATIONS",
+    "conv2d",
+    "conv2d_int",
+    "conv2d_int_request",
+    "conv2d_request",
+    "conv2d_requant",
+    "conv2d_requant_request",
     "linear",
     "linear_requant",
     "linear_requant_request",

@@ -1,6 +1,6 @@
 """The rows of the registry: which kernel computes which operation for which weight format."""
 
-from .. import cpu, reference_backend, registry
+from .. import cpu, cpu_conv, reference_backend, registry
 from ..registry import Kernel
 
 
@@ -27,3 +27,32 @@ for _op in ("matmul_int", "linear_requant"):
     add_rows(_op, GEMM_FORMATS, "gemm", GEMM_ISAS, getattr(cpu, _op), getattr(reference_backend, _op))
 for _op in ("requantize", "quantize_activations"):
     add_rows(_op, (None,), "elementwise", GEMM_ISAS, getattr(cpu, _op), getattr(reference_backend, _op))
+
+
+def conv_weight(request):
+    w = request.w
+    if getattr(w, "bits", 8) != 8 or getattr(w, "group_size", None) is not None:
+        return f"the weight has {w.bits} bits and group_size {w.group_size}; the CPU kernels take 8 and None so far"
+    return None
+
+
+def conv_activations(request):
+    return integer_activations(request) or conv_weight(request)
+
+
+CONV_FORMATS = ("IntWeight",)
+
+for _op, _accepts in (
+    ("conv2d", conv_activations),
+    ("conv2d_int", conv_weight),
+    ("conv2d_requant", conv_weight),
+):
+    add_rows(
+        _op,
+        CONV_FORMATS,
+        "conv",
+        GEMM_ISAS,
+        getattr(cpu_conv, _op),
+        getattr(reference_backend, _op),
+        _accepts,
+    )
