@@ -3,7 +3,7 @@
 from importlib import import_module
 
 from .errors import ArgumentError, DTypeError, FormatError, UnsupportedError
-from .formats import IntWeight
+from .formats import IntWeight, MixedIntWeight
 from .ops import (
     conv2d,
     conv2d_int,
@@ -27,6 +27,7 @@ __all__ = [
     "FormatError",
     "InputQuant",
     "IntWeight",
+    "MixedIntWeight",
     "Requant",
     "UnsupportedError",
     "__version__",

@@ -1,5 +1,7 @@
 """Convolutions on the CPU: prepacked weights, and calls from checked arguments to the native kernels."""
 
+from types import SimpleNamespace
+
 import numpy as np
 
 from . import _native
@@ -12,6 +14,7 @@ from .cpu import (
     float_vector,
     input_mode,
     int_vector,
+    prepacked,
     requant_arrays,
 )
 from .errors import ArgumentError
@@ -20,50 +23,60 @@ from .reference.conv import input_scale
 from .registry import ISAS, num_threads
 
 DTYPES = {**FLOATS, "int8": 3, "uint8": 4, "int32": 5}  # DType numbers of csrc/common/types.h
-ROWS, TAPS, DEPTHWISE = range(3)  # ConvKind of csrc/common/conv_layout.h
+ROWS, TAPS, GATHERED, DEPTHWISE = range(4)  # ConvKind of csrc/common/conv_layout.h
+HEADER_BYTES = _native.CONV_HEADER_BYTES
 MOST_PLANS = 64  # a weight sees a few shapes; more is a leak
 
 
-def kind_of(geometry):
+def kind_of(w, geometry):
+    """How the weight is laid out for a geometry; csrc/common/conv_layout.h."""
+    if w.is_grouped:
+        return GATHERED
     if geometry.depthwise:
         return DEPTHWISE
-    one_run = geometry.groups == 1 and (geometry.dilation[1] == 1 or geometry.kernel[1] == 1)
-    return ROWS if one_run else TAPS
+    (_, kw), per_group = geometry.kernel, w.shape[1]
+    side_by_side = geometry.groups == 1 and (geometry.dilation[1] == 1 or kw == 1)
+    # packed codes of the padding are not zero, so the activations there must be
+    return ROWS if side_by_side and (w.bits == 8 or kw * per_group % 4 == 0) else TAPS
 
 
 def packed_conv_tensor(w, kind, groups):
     """The compute layout of a convolution weight (csrc/common/conv_layout.h) as a 64-byte aligned uint8 array."""
     w = w.numpy()
     n, per_group, kh, kw = w.shape
-    codes, zero = w.codes().reshape(w.shape), w.zero_point
-    args = kind, n, per_group, kh, kw, groups, zero is not None
-    total, first, stride, segments, segment, padded = _native.conv_layout(*args)
-    raw = np.empty(total + 64, np.uint8)
-    block = raw[-raw.ctypes.data % 64 :][:total]
-    block[:] = 0
-    _native.conv_header(*args, address(block), total)
-    order = (0, 3, 2, 1) if kind == DEPTHWISE else (0, 2, 3, 1)
-    runs = np.zeros((n, segments, padded), np.int8)
-    runs[:, :, :segment] = codes.transpose(order).reshape(n, segments, segment)
-    step = 0 if w.scale.shape[0] == 1 else 1
+    codes = w.codes().reshape(w.shape)
+    segment, order = {
+        ROWS: (kw * per_group, (0, 2, 3, 1)),
+        TAPS: (per_group, (0, 2, 3, 1)),
+        GATHERED: (w.group_size, (0, 1, 2, 3)),
+        DEPTHWISE: (kh, (0, 3, 2, 1)),
+    }[kind]
+    arrays = {"bits": w.bits, "scale": w.scale, "zero_point": w.zero_point}
+    if kind == DEPTHWISE and w.bits < 8:  # few bytes, so they are kept as they are multiplied
+        zero = 0 if w.zero_point is None else w.zero_point.reshape(-1, 1, 1, 1)
+        codes, arrays["bits"], arrays["zero_point"] = (codes - zero).astype(np.int8), 8, None
+    codes = codes.transpose(order).reshape(n, per_group * kh * kw)
     blocks = 1 if kind == DEPTHWISE else groups
-    rows = n // blocks
+    own = []
     for g in range(blocks):
-        part = slice(g * rows, (g + 1) * rows)
-        scale = np.ascontiguousarray(w.scale[part] if step else w.scale)
-        z = None if zero is None else np.ascontiguousarray(zero[part] if step else zero)
-        own = np.ascontiguousarray(runs[part]).reshape(rows, segments * padded)
-        to = block[first + g * stride :][:stride]
-        _native.int8_prepack(
-            address(own), *own.shape, address(scale), step, address(z), step, 0, address(to), stride
-        )
+        part = slice(g * (n // blocks), (g + 1) * (n // blocks))
+        rows = {k: v[part] if np.ndim(v) and len(v) > 1 else v for k, v in arrays.items()}
+        source = SimpleNamespace(**rows, is_grouped=w.is_grouped, input_scale=None)
+        own.append(prepacked(source, codes[part], segment))
+    stride = max((len(b) for b in own), default=0)
+    total = HEADER_BYTES + blocks * stride
+    raw = np.zeros(total + 64, np.uint8)
+    block = raw[-raw.ctypes.data % 64 :][:total]
+    _native.conv_header(kind, n, per_group, kh, kw, groups, stride, address(block), total)
+    for g, b in enumerate(own):
+        block[HEADER_BYTES + g * stride :][: len(b)] = b
     return block
 
 
 def packed_conv(w, geometry):
     """The weight prepacked for a geometry, made once and kept with it."""
     kept = w.__dict__.setdefault("_conv", {})
-    key = kind_of(geometry), geometry.groups
+    key = kind_of(w, geometry), geometry.groups
     if key not in kept:
         block = packed_conv_tensor(w, *key)
         kept[key] = _native.PackedConv(address(block), block.nbytes, block), block
@@ -82,10 +95,11 @@ def _readable(x):
     return x.contiguous() if is_torch(x) else np.ascontiguousarray(x)
 
 
-def _plan(r, x, mode, signed, scale, zero_point, activation=None, requant=None):
+def _plan(r, x, mode, bits, signed, scale, zero_point, activation=None, requant=None):
     """The native plan of a call, kept with the weight. It is found again by everything that it was made from."""
     kept = r.w.__dict__.setdefault("_conv_plans", {})
-    strides, last, out_type = strides_of(x), r.channels_last, DTYPES[r.out_name]
+    strides = (0, 0, 0, 1) if 0 in x.shape else strides_of(x)  # those of nothing mean nothing
+    last, out_type = r.channels_last, DTYPES[r.out_name]
     key = (
         *(
             r.geometry,
@@ -94,6 +108,7 @@ def _plan(r, x, mode, signed, scale, zero_point, activation=None, requant=None):
             strides,
             x.dtype,
             mode,
+            bits,
             signed,
             scale,
             zero_point,
@@ -116,6 +131,7 @@ def _plan(r, x, mode, signed, scale, zero_point, activation=None, requant=None):
             DTYPES[dtype_name(x)],
             strides,
             mode,
+            bits,
             signed,
             scale,
             zero_point,
@@ -157,18 +173,18 @@ def conv2d(r):
     q, x = r.options["input_quant"], _readable(r.x)
     mode = input_mode(q)
     scale = q.scale if mode == 2 else 1.0
-    plan = _plan(r, x, mode, q.signed, scale, q.zero_point or 0, r.options["activation"])
+    plan = _plan(r, x, mode, q.bits, q.signed, scale, q.zero_point or 0, r.options["activation"])
     bias = None if r.bias is None else float_vector(r.bias)
     return _run(r, plan, x, bias, channel_scale(r.w, q, r.geometry))
 
 
 def conv2d_int(r):
     x = _readable(r.x)
-    return _run(r, _plan(r, x, 2, dtype_name(x) == "int8", 1.0, r.options["x_zero_point"]), x, None)
+    return _run(r, _plan(r, x, 2, 8, dtype_name(x) == "int8", 1.0, r.options["x_zero_point"]), x, None)
 
 
 def conv2d_requant(r):
     x = _readable(r.x)
     requant = requant_arrays(r.options["requant"], r.w.shape[0], *r.options["limits"])
-    plan = _plan(r, x, 2, dtype_name(x) == "int8", 1.0, r.options["x_zero_point"], None, requant)
+    plan = _plan(r, x, 2, 8, dtype_name(x) == "int8", 1.0, r.options["x_zero_point"], None, requant)
     return _run(r, plan, x, None if r.bias is None else int_vector(r.bias))

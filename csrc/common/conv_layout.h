@@ -1,63 +1,43 @@
-// Compute layout of a convolution's weight (O, I, kh, kw): a header and one block of common/int8_layout.h for each group,
+// Compute layout of a convolution's weight (O, I, kh, kw): a header and a block of common/gemm_layout.h for each group,
 // made by prepack, never saved.
 //
-// K is cut into segments, the runs of activation bytes that lie side by side in an NHWC image; each is padded to whole
-// k steps by zero weights.
-//   rows       one group, dilation 1 along the row: a kernel row, kw * I values (kw, I), kh of them
-//   taps       else: one tap, I values, kh * kw of them; pixels are padded to whole steps, too
-//   depthwise  I = 1: lanes are channels, a segment is a kernel column of kh values, kw of them; one block for all groups
+// K is cut into segments: runs of activation bytes that lie side by side where they are read.
+//   rows       one group, dilation 1 along the row: a kernel row of an NHWC image, kw * I values (kw, I), kh of them
+//   taps       else: one tap, I values, kh * kw of them; pixels are padded to whole k steps, too
+//   gathered   group-wise scales: K in the order of the weight, (I, kh, kw), a segment is a group of scales
+//   depthwise  I = 1: lanes are channels, a segment is a kernel column of kh values, kw of them; one block for all
+//   groups
 #pragma once
 
-#include <initializer_list>
-
-#include "int8_layout.h"
+#include "gemm_layout.h"
 
 namespace qk {
 
-enum class ConvKind : int64_t { rows = 0, taps = 1, depthwise = 2 };
-inline constexpr uint64_t kConvMagic = 0x31766e6f6351ull;
+enum class ConvKind : int64_t { rows = 0, taps = 1, gathered = 2, depthwise = 3 };
+inline constexpr uint64_t kConvMagic = 0x32766e6f6351ull;
 
 struct ConvHeader {
     uint64_t magic;
     int64_t kind;
-    int64_t n, per_group;      // output channels, and input channels of a group
+    int64_t n, per_group;  // output channels, and input channels of a group
     int64_t kernel_h, kernel_w;
     int64_t groups;
-    int64_t k;                 // products of an output: per_group * kernel_h * kernel_w
-    int64_t block_bytes;       // from one group's block to the next
-    int64_t total_bytes;
-    int64_t reserved[6];
+    int64_t block_bytes;  // of one group's block, a multiple of 64
+    int64_t reserved[8];
 
-    int64_t blocks() const { return kind == static_cast<int64_t>(ConvKind::depthwise) ? 1 : groups; }
-    int64_t segment() const {  // activation bytes
-        if (kind == static_cast<int64_t>(ConvKind::depthwise)) return kernel_h;
-        return kind == static_cast<int64_t>(ConvKind::rows) ? kernel_w * per_group : per_group;
+    bool is(ConvKind k) const { return kind == static_cast<int64_t>(k); }
+    int64_t k() const { return per_group * kernel_h * kernel_w; }  // products of an output
+    int64_t channels() const { return per_group * groups; }
+    int64_t blocks() const { return is(ConvKind::depthwise) ? 1 : groups; }
+    int64_t block_n() const { return n / blocks(); }
+    int64_t total_bytes() const { return static_cast<int64_t>(sizeof(ConvHeader)) + blocks() * block_bytes; }
+    // Length of a segment; of `gathered` ones the block knows.
+    int64_t segment() const {
+        if (is(ConvKind::depthwise)) return kernel_h;
+        return is(ConvKind::rows) ? kernel_w * per_group : per_group;
     }
-    int64_t segments() const {
-        if (kind == static_cast<int64_t>(ConvKind::depthwise)) return kernel_w;
-        return kind == static_cast<int64_t>(ConvKind::rows) ? kernel_h : kernel_h * kernel_w;
-    }
-    int64_t steps() const { return ceil_div(segment(), kStepK); }  // k steps of a segment
-    int64_t k_pad() const { return segments() * steps() * kStepK; }
-    int64_t block_n() const { return n / (blocks() > 0 ? blocks() : 1); }
 };
 static_assert(sizeof(ConvHeader) == 128, "the header is two cache lines");
-
-inline ConvHeader conv_layout(ConvKind kind, int64_t n, int64_t per_group, int64_t kernel_h, int64_t kernel_w,
-                              int64_t groups, bool has_zero_point) {
-    ConvHeader h{};
-    h.magic = kConvMagic;
-    h.kind = static_cast<int64_t>(kind);
-    h.n = n;
-    h.per_group = per_group;
-    h.kernel_h = kernel_h;
-    h.kernel_w = kernel_w;
-    h.groups = groups;
-    h.k = per_group * kernel_h * kernel_w;
-    h.block_bytes = int8_layout(h.block_n(), h.k_pad(), has_zero_point, false).total_bytes;
-    h.total_bytes = static_cast<int64_t>(sizeof(ConvHeader)) + h.blocks() * h.block_bytes;
-    return h;
-}
 
 struct ConvView {
     const ConvHeader* header = nullptr;
@@ -66,30 +46,39 @@ struct ConvView {
         constexpr int64_t kMost = int64_t{1} << 20;
         if (data == nullptr || bytes < static_cast<int64_t>(sizeof(ConvHeader))) return false;
         const auto& h = *static_cast<const ConvHeader*>(data);
-        if (h.magic != kConvMagic || h.kind < 0 || h.kind > 2) return false;
-        for (int64_t v : {h.n, h.per_group, h.kernel_h, h.kernel_w, h.groups})
-            if (v < 0 || v > kMost) return false;
+        if (h.magic != kConvMagic || h.kind < 0 || h.kind > 3) return false;
+        const int64_t sizes[] = {h.n, h.per_group, h.kernel_h, h.kernel_w, h.groups};
+        for (int64_t size : sizes)
+            if (size < 0 || size > kMost) return false;
         if (h.groups < 1 || h.kernel_h < 1 || h.kernel_w < 1 || h.n % h.groups != 0) return false;
-        if (h.per_group * h.kernel_h > 131071 || h.per_group * h.kernel_h * h.kernel_w > 131071) return false;
-        const auto kind = static_cast<ConvKind>(h.kind);
-        if (kind == ConvKind::rows && h.groups != 1) return false;
-        if (kind == ConvKind::depthwise && (h.per_group != 1 || h.n == 0)) return false;
-        if (h.k != h.per_group * h.kernel_h * h.kernel_w || h.k_pad() > 131071) return false;
-        if (h.block_bytes < static_cast<int64_t>(sizeof(Int8Header)) || h.block_bytes % 64 != 0) return false;
-        if (h.total_bytes != static_cast<int64_t>(sizeof(ConvHeader)) + h.blocks() * h.block_bytes) return false;
-        if (h.total_bytes > bytes) return false;
+        if (h.per_group * h.kernel_h > kMost || h.k() > kMost) return false;
+        if (h.is(ConvKind::rows) && h.groups != 1) return false;
+        if (h.is(ConvKind::depthwise) && h.per_group != 1) return false;
+        if (h.block_bytes < static_cast<int64_t>(sizeof(GemmHeader)) || h.block_bytes % 64 != 0 ||
+            h.block_bytes > (int64_t{1} << 40) || h.total_bytes() > bytes)
+            return false;
         const ConvView view(data);
         for (int64_t g = 0; g < h.blocks(); ++g) {
-            const Int8View block = view.block(g);
-            if (!Int8View::valid(block.base, h.block_bytes)) return false;
-            if (block.header->n != h.block_n() || block.header->k != h.k_pad()) return false;
-            if (block.header->has_zero_point != view.block(0).header->has_zero_point) return false;
+            const GemmView block = view.block(g);
+            if (!GemmView::valid(block.base, h.block_bytes)) return false;
+            const GemmHeader &b = *block.header, &first = *view.block(0).header;
+            if (b.n != h.block_n() || b.k != h.k() || b.has_columns || b.has_zero_point != first.has_zero_point ||
+                b.grouped != first.grouped || b.segment != first.segment)
+                return false;
+            if (h.is(ConvKind::gathered) ? !b.grouped : b.grouped || (b.segment != h.segment() && b.k > 0))
+                return false;
+            for (int64_t p = 0; p < b.panels(); ++p) {
+                const int64_t bits = block.panel(p).bits;
+                // Bytes past a segment meet weights of the padding: of packed codes those are not zero.
+                if (h.is(ConvKind::rows) && bits < 8 && b.segment != b.segment_pad) return false;
+                if (h.is(ConvKind::depthwise) && bits != 8) return false;
+            }
         }
         return true;
     }
     explicit ConvView(const void* data) : header(static_cast<const ConvHeader*>(data)) {}
-    Int8View block(int64_t group) const {
-        return Int8View(reinterpret_cast<const char*>(header + 1) + group * header->block_bytes);
+    GemmView block(int64_t group) const {
+        return GemmView(reinterpret_cast<const char*>(header + 1) + group * header->block_bytes);
     }
     ConvKind kind() const { return static_cast<ConvKind>(header->kind); }
 };

@@ -1,4 +1,4 @@
-// What one instruction set contributes to convolutions, beside the integer core's table (kernels.h).
+// What one instruction set contributes to convolutions, beside the table of the integer core (kernels.h).
 #pragma once
 
 #include "kernels.h"
@@ -20,29 +20,16 @@ struct DepthwiseArgs {
     const uint8_t* columns;  // [quads][64][4] each
     int64_t step, tap;       // bytes between outputs, and between the columns of a kernel
     int64_t taps, quads;
-    const int8_t* weights;  // [taps][quads][64][4]
-    const int32_t* init;    // [64]
-    int32_t* tile;          // [rows][64]
+    const uint8_t* weights;  // [taps][quads][64][4]
+    const int32_t* init;     // [64]
+    int32_t* tile;           // [rows][64]
 };
 using DepthwiseFn = void (*)(const DepthwiseArgs& args);
 
-// tile[r][0..64) = init + sum over segments and their k of rows[r * segments + s][k] * panel[k].
-struct SegmentArgs {
-    const uint8_t* const* rows;
-    int64_t segments, steps;  // k steps of a segment
-    const int8_t* panel;
-    const int32_t* init;
-    int32_t* tile;
-    const char* ahead;
-    int lines;
-};
-using SegmentFn = void (*)(const SegmentArgs& args);
-
 struct ConvKernels {
-    int mr;                                // rows of the largest depthwise tile
-    SegmentFn segments[kMaxMr + 1];        // [r] computes r rows
-    DepthwiseFn depthwise[kMaxMr + 1];
-    TransposeFn transpose[3];              // 1, 2, 4 bytes
+    int mr;                             // rows of the largest depthwise tile
+    DepthwiseFn depthwise[kMaxMr + 1];  // [r] computes r rows
+    TransposeFn transpose[3];           // 1, 2, 4 bytes
     ArrangeFn arrange;
     InterleaveFn interleave;
 };

@@ -28,8 +28,8 @@ ConvRows::ConvRows(const Kernels& isa, const ConvKernels& leaf, const ConvView& 
     flip_ = quant_.is_signed ? 0x80 : 0;
     zero_ = static_cast<uint8_t>(quant_.zero_point + (quant_.is_signed ? 128 : 0));
     pixel_ = kind_ == ConvKind::depthwise ? round_up(h.n, kBlockC)
-             : kind_ == ConvKind::taps    ? groups_ * round_up(per_group_, kStepK)
-                                          : channels_;
+             : kind_ == ConvKind::rows    ? channels_
+                                          : groups_ * round_up(per_group_, kStepK);
     span_ = s.out_width > 0 ? (s.out_width - 1) * s.stride_w + (h.kernel_w - 1) * s.dilation_w + 1 : 0;
     left_ = std::min(s.pad_left, span_);
     count_ = std::clamp<int64_t>(span_ - left_, 0, s.width);
@@ -37,7 +37,7 @@ ConvRows::ConvRows(const Kernels& isa, const ConvKernels& leaf, const ConvView& 
     const bool padded = s.pad_top > 0 || s.pad_left > 0 || span_ > s.width ||
                         (s.out_height - 1) * s.stride_h + (h.kernel_h - 1) * s.dilation_h + 1 > s.height;
     direct_ = kind_ != ConvKind::depthwise && x_.type == DType::u8 && !quant_.is_signed && nhwc_ && !padded &&
-              x_.stride_w == pixel_ && h.segment() % kStepK == 0 && per_group_ % kStepK == 0;
+              x_.stride_w == pixel_ && per_group_ % kStepK == 0;
     temporary_ = round_up(count_ * channels_ + 64, 64) + (nhwc_ ? 0 : round_up(count_ * channels_ + 64, 64)) +
                  round_up(repeat_ > 1 ? h.n : 0, 64) + round_up(4 * count_, 64);
     constants_ = round_up(bytes_, 64) + round_up(input_scale_ ? 4 * channels_ * std::max<int64_t>(count_, 1) : 0, 64);
@@ -48,11 +48,11 @@ void ConvRows::prepare(void* space) {
     std::memset(empty_, 0, bytes_);
     for (int64_t p = 0; p < span_; ++p) {
         uint8_t* to = empty_ + p * pixel_;
-        if (kind_ == ConvKind::taps) {
+        if (kind_ == ConvKind::rows || kind_ == ConvKind::depthwise) {
+            std::memset(to, zero_, pixel_);
+        } else {
             const int64_t padded = round_up(per_group_, kStepK);
             for (int64_t g = 0; g < groups_; ++g) std::memset(to + g * padded, zero_, per_group_);
-        } else {
-            std::memset(to, zero_, pixel_);
         }
     }
     if (input_scale_ != nullptr) {
@@ -73,6 +73,8 @@ QuantizeRow ConvRows::row_rule() const {
     rule.inv = inv_;
     rule.zero = static_cast<int16_t>(quant_.zero_point);
     rule.is_signed = quant_.is_signed;
+    rule.lo = static_cast<int16_t>(quant_.lo());
+    rule.hi = static_cast<int16_t>(quant_.hi());
     rule.flip = flip_;
     rule.check = quant_.mode != InputMode::dynamic_tensor;
     return rule;

@@ -15,8 +15,8 @@ class ConvRows {
   public:
     ConvRows(const Kernels& isa, const ConvKernels& leaf, const ConvView& w, const ConvCall& call);
 
-    int64_t pixel() const { return pixel_; }        // bytes from one pixel to the next
-    int64_t bytes() const { return bytes_; }        // of a row, readable past its last pixel
+    int64_t pixel() const { return pixel_; }          // bytes from one pixel to the next
+    int64_t bytes() const { return bytes_; }          // of a row, readable past its last pixel
     int64_t temporary() const { return temporary_; }  // bytes that write() needs beside
     int64_t constants() const { return constants_; }  // bytes that prepare() needs, kept while rows are written
 
@@ -32,15 +32,14 @@ class ConvRows {
         return direct_ ? static_cast<const uint8_t*>(x_.data) + offset(row) : nullptr;
     }
     bool direct() const { return direct_; }
+    uint8_t zero() const { return zero_; }  // the stored code of 0
 
     // Largest bit pattern of |x / input_scale| over the whole tensor, or one row.
     uint32_t amax(int threads) const;
     uint32_t row_amax(int64_t row) const;
 
   private:
-    int64_t offset(int64_t row) const {
-        return row / shape_.height * x_.stride_b + row % shape_.height * x_.stride_h;
-    }
+    int64_t offset(int64_t row) const { return row / shape_.height * x_.stride_b + row % shape_.height * x_.stride_h; }
     uint32_t codes_nhwc(const char* from, uint8_t* out) const;
     uint32_t codes_nchw(const char* from, uint8_t* out, uint8_t* temporary) const;
     QuantizeRow row_rule() const;

@@ -9,7 +9,6 @@ namespace {
 inline qk::ConvKernels make_conv_kernels() {
     qk::ConvKernels t{};
     t.mr = simd::MR;
-    fill_segments<Int8Decoder>(t.segments);
     fill_depthwise(t.depthwise);
     t.transpose[0] = transpose<uint8_t>;
     t.transpose[1] = transpose<uint16_t>;

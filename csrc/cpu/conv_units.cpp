@@ -8,7 +8,8 @@ ConvUnits::ConvUnits(const ConvShape& shape, const ConvHeader& h, int64_t pixels
     const int64_t wanted = std::max<int64_t>(1, ceil_div(pixels, shape.out_width));  // rows
     reach_ = (h.kernel_h - 1) * shape.dilation_h + 1;
     images_ = std::clamp<int64_t>(wanted / shape.out_height, 1, shape.batch);
-    if (images_ > 1) images_ = ceil_div(shape.batch, round_up(ceil_div(shape.batch, images_), std::min(even, shape.batch)));
+    if (images_ > 1)
+        images_ = ceil_div(shape.batch, round_up(ceil_div(shape.batch, images_), std::min(even, shape.batch)));
     if (images_ == 1) {
         parts_ = ceil_div(shape.out_height, wanted);
         while (shape.batch * parts_ % even != 0 && parts_ < shape.out_height) ++parts_;
@@ -16,15 +17,14 @@ ConvUnits::ConvUnits(const ConvShape& shape, const ConvHeader& h, int64_t pixels
     rows_ = ceil_div(shape.out_height, parts_);
     parts_ = ceil_div(shape.out_height, rows_);
     count_ = ceil_div(shape.batch, images_) * parts_;
-    input_rows_ = images_ > 1 ? images_ * shape.height
-                              : std::min(shape.height, (rows_ - 1) * shape.stride_h + reach_);
+    input_rows_ = images_ > 1 ? images_ * shape.height : std::min(shape.height, (rows_ - 1) * shape.stride_h + reach_);
     rows_ *= images_;
 }
 
 ConvUnit ConvUnits::at(int64_t index) const {
     const ConvShape& s = shape_;
     const int64_t image = index / parts_ * images_, images = std::min(images_, s.batch - image);
-    if (parts_ == 1) {
+    if (images_ > 1) {
         const int64_t first = image * s.out_height;
         return {first, first + images * s.out_height, image * s.height, (image + images) * s.height};
     }
@@ -49,14 +49,6 @@ void keep_smallest(std::atomic<int64_t>& first, int64_t row) {
     int64_t seen = first.load(std::memory_order_relaxed);
     while (row >= 0 && (seen < 0 || row < seen) && !first.compare_exchange_weak(seen, row)) {
     }
-}
-
-void conv_starts(const Int8View& block, int64_t k, const InputQuant& q, int32_t* init) {
-    const auto zero = static_cast<uint32_t>(q.zero_point + (q.is_signed ? 128 : 0));
-    const uint32_t zk = zero * static_cast<uint32_t>(k);
-    for (int64_t n = 0; n < block.header->n_pad; ++n)
-        init[n] = static_cast<int32_t>(zk * static_cast<uint32_t>(block.zero_point()[n]) -
-                                       zero * static_cast<uint32_t>(block.colsum()[n]));
 }
 
 int64_t conv_scale(ConvRows& rows, const ConvCall& call, int threads, float* scale) {

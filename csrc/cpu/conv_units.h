@@ -48,9 +48,6 @@ class RowRing {
 
 void keep_smallest(std::atomic<int64_t>& first, int64_t row);
 
-// Start of the accumulators of one block: stored codes are code + zero, so -zero * colsum + zero * k * w_zero, mod 2^32.
-void conv_starts(const Int8View& block, int64_t k, const InputQuant& q, int32_t* init);
-
 // Sets the scale of the activations. Returns the first row that is not finite, where that is known before, or -1.
 int64_t conv_scale(ConvRows& rows, const ConvCall& call, int threads, float* scale);
 

@@ -1,6 +1,7 @@
 // Driver of the depthwise kernel: for each unit of output rows, for each 64 channels, for a run of output pixels:
 // interleave the columns that they read, multiply, epilogue.
 #include "conv_units.h"
+#include "gemm_driver.h"
 #include "parallel.h"
 #include "scratch.h"
 
@@ -11,15 +12,15 @@ namespace {
 constexpr int64_t kUnitPixels = 256;
 constexpr int64_t kRun = 32;  // outputs whose columns and accumulators stay in L1
 
-struct Problem {
+struct DepthwiseProblem {
     const Kernels& isa;
     const ConvKernels& leaf;
     const ConvView& w;
     const ConvCall& call;
     const ConvRows& rows;
     const ConvUnits& units;
-    const int32_t* init;  // [n_pad]
-    const int8_t* ones;   // like one block's weights, 1 where a tap is; null without zero points
+    const int32_t* init;     // [n_pad]
+    const uint8_t* ones;     // like one block's weights, 1 where a tap is; null without zero points
     int64_t quads, columns;  // of a kernel column; image columns that a run reads, at most
     float x_scale;
 };
@@ -31,8 +32,8 @@ struct Workspace {
     char* out;         // [kRun][n] before they go to NCHW planes
 };
 
-void tiles(const Problem& p, const int8_t* weights, const int32_t* init, int64_t count, const uint8_t* columns,
-           int32_t* tile) {
+void tiles(const DepthwiseProblem& p, const uint8_t* weights, const int32_t* init, int64_t count,
+           const uint8_t* columns, int32_t* tile) {
     const ConvShape& s = p.call.shape;
     const int64_t column = p.quads * 4 * kBlockC;
     for (int64_t x = 0; x < count;) {
@@ -52,7 +53,7 @@ void tiles(const Problem& p, const int8_t* weights, const int32_t* init, int64_t
 }
 
 // Columns that outputs [x, x + count) of a row read, in the order of the image; with gaps where no output reads.
-void make_columns(const Problem& p, const uint8_t* const* rows, int64_t x, int64_t count, int64_t channel,
+void make_columns(const DepthwiseProblem& p, const uint8_t* const* rows, int64_t x, int64_t count, int64_t channel,
                   uint8_t* columns) {
     const ConvShape& s = p.call.shape;
     const ConvHeader& h = *p.w.header;
@@ -66,10 +67,10 @@ void make_columns(const Problem& p, const uint8_t* const* rows, int64_t x, int64
     }
 }
 
-void run_row(const Problem& p, int64_t row, const RowRing& ring, const uint8_t** rows, const Workspace& ws) {
+void run_row(const DepthwiseProblem& p, int64_t row, const RowRing& ring, const uint8_t** rows, const Workspace& ws) {
     const ConvShape& s = p.call.shape;
     const ConvHeader& h = *p.w.header;
-    const Int8View block = p.w.block(0);
+    const GemmView block = p.w.block(0);
     const int64_t image = row / s.out_height, y = row % s.out_height * s.stride_h - s.pad_top;
     for (int64_t i = 0; i < h.kernel_h; ++i) {
         const int64_t at = y + i * s.dilation_h;
@@ -86,7 +87,7 @@ void run_row(const Problem& p, int64_t row, const RowRing& ring, const uint8_t**
         for (int64_t n0 = 0; n0 < h.n; n0 += kBlockC) {
             const int cols = static_cast<int>(std::min<int64_t>(kBlockC, h.n - n0));
             make_columns(p, rows, x, count, n0, ws.columns);
-            tiles(p, block.panel(n0 / kBlockC), p.init + n0, count, ws.columns, ws.tile);
+            tiles(p, block.codes(n0 / kBlockC), p.init + n0, count, ws.columns, ws.tile);
             if (p.ones != nullptr) {
                 alignas(64) const int32_t zeros[kBlockC] = {};
                 tiles(p, p.ones, zeros, count, ws.columns, ws.sums);
@@ -98,8 +99,7 @@ void run_row(const Problem& p, int64_t row, const RowRing& ring, const uint8_t**
             }
             p.call.store(e, ws.tile, 0, static_cast<int>(count), n0, cols);
         }
-        if (p.call.out_nchw)
-            store_planes(p.leaf, s, e.out_bytes, h.n, ws.out, h.n, first, count, 0, h.n, out);
+        if (p.call.out_nchw) store_planes(p.leaf, s, e.out_bytes, h.n, ws.out, h.n, first, count, 0, h.n, out);
     }
 }
 
@@ -108,32 +108,35 @@ void run_row(const Problem& p, int64_t row, const RowRing& ring, const uint8_t**
 int64_t depthwise(const Kernels& isa, const ConvKernels& leaf, const ConvView& w, const ConvCall& call, int threads) {
     const ConvHeader& h = *w.header;
     const ConvShape& s = call.shape;
-    const Int8Header& block = *w.block(0).header;
+    const GemmHeader& block = *w.block(0).header;
     ConvRows rows(isa, leaf, w, call);
     const ConvUnits units(s, h, kUnitPixels, threads);
     const bool patch = block.has_zero_point;
-    const int64_t quads = h.steps();
+    const int64_t quads = ceil_div(h.kernel_h, kStepK);
     const int64_t columns = (std::min(kRun, s.out_width) - 1) * s.stride_w + (h.kernel_w - 1) * s.dilation_w + 1;
 
-    const int64_t sizes[] = {round_up(units.input_rows() * rows.bytes(), 64), round_up(rows.temporary(), 64),
-                             columns * quads * 4 * kBlockC, kRun * kBlockC * 4,
-                             patch ? kRun * kBlockC * 4 : 0, call.out_nchw ? round_up(kRun * h.n * 4, 64) : 0,
+    const int64_t sizes[] = {round_up(units.input_rows() * rows.bytes(), 64),
+                             round_up(rows.temporary(), 64),
+                             columns * quads * 4 * kBlockC,
+                             kRun * kBlockC * 4,
+                             patch ? kRun * kBlockC * 4 : 0,
+                             call.out_nchw ? round_up(kRun * h.n * 4, 64) : 0,
                              round_up(h.kernel_h * 8, 64)};
     int64_t thread_bytes = 0;
     for (int64_t size : sizes) thread_bytes += size;
     const int64_t weight_bytes = block.k_pad * kBlockC;
-    Scratch& scratch = Scratch::get(Scratch::padded<uint8_t>(thread_bytes * threads + rows.constants() + 64) +
-                                    Scratch::padded<int32_t>(block.n_pad) +
-                                    Scratch::padded<int8_t>(patch ? weight_bytes : 0));
+    Scratch& scratch =
+        Scratch::get(Scratch::padded<uint8_t>(thread_bytes * threads + rows.constants() + 64) +
+                     Scratch::padded<int32_t>(block.n_pad) + Scratch::padded<uint8_t>(patch ? weight_bytes : 0));
     uint8_t* memory = scratch.take<uint8_t>(thread_bytes * threads);
     rows.prepare(scratch.take<uint8_t>(rows.constants()));
-    int32_t* init = scratch.take<int32_t>(block.n_pad);
-    int8_t* ones = patch ? scratch.take<int8_t>(weight_bytes) : nullptr;
-    conv_starts(w.block(0), h.k, call.quant, init);
+    int32_t* buffer = scratch.take<int32_t>(block.n_pad);
+    uint8_t* ones = patch ? scratch.take<uint8_t>(weight_bytes) : nullptr;
+    const int32_t* init = starts(w.block(0), rows.zero(), buffer);
     for (int64_t i = 0; patch && i < weight_bytes; ++i)  // [kw][quads][64][4]
         ones[i] = i / (4 * kBlockC) % quads * 4 + i % 4 < h.kernel_h ? 1 : 0;
 
-    Problem p{isa, leaf, w, call, rows, units, init, ones, quads, columns, 1.0f};
+    DepthwiseProblem p{isa, leaf, w, call, rows, units, init, ones, quads, columns, 1.0f};
     const int64_t known = conv_scale(rows, call, threads, &p.x_scale);
     if (known >= 0) return known;
     std::atomic<int64_t> bad{-1};

@@ -1,8 +1,10 @@
-// Depthwise convolution of codes: lanes are channels, so a dot-product instruction adds four values of the same channel.
+// Depthwise convolution of codes: lanes are channels, so a dot-product instruction adds four values of the same
+// channel.
 //
-// Columns of the image (kh values, padded to whole quads) are interleaved once, [64 channels][4 values], and serve every
-// kernel column and every output that reads them: at stride 1 each one kw times. What is left per output is kw * quads
-// dot products of each lane group; 3x3 takes 12 instead of the 9/4 * 4 that no layout reaches without the shuffles.
+// Columns of the image (kh values, padded to whole quads) are interleaved once, [64 channels][4 values], and serve
+// every kernel column and every output that reads them: at stride 1 each one kw times. What is left per output is kw *
+// quads dot products of each lane group; 3x3 takes 12 instead of the 9/4 * 4 that no layout reaches without the
+// shuffles.
 #pragma once
 
 #include "conv_kernels.h"
@@ -19,13 +21,13 @@ void depthwise_tile(const qk::DepthwiseArgs& args) {
         unroll<ROWS>([&](auto r) [[gnu::always_inline]] {
             unroll<NV>([&](auto v) [[gnu::always_inline]] { acc[r][v] = acc_load(args.init + column + v * ACC_N); });
         });
-        const int8_t* weights = args.weights + column * 4;
+        const uint8_t* weights = args.weights + column * 4;
         const uint8_t* from = args.columns + column * 4;
         for (int64_t j = 0; j < taps; ++j, from += tap) {
             const uint8_t* x = from;
             for (int64_t q = 0; q < quads; ++q, x += 4 * qk::kBlockC, weights += 4 * qk::kBlockC) {
                 wvec w[NV];
-                unroll<NV>([&](auto v) [[gnu::always_inline]] { w[v] = load_w(weights + v * ACC_N * 4); });
+                unroll<NV>([&](auto v) [[gnu::always_inline]] { w[v] = operand(load_b(weights + v * ACC_N * 4)); });
                 unroll<ROWS>([&](auto r) [[gnu::always_inline]] {
                     unroll<NV>([&](auto v) [[gnu::always_inline]] {
                         acc[r][v] = dot4(acc[r][v], load_quads(x + r * step + v * ACC_N * 4), w[v]);

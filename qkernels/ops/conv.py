@@ -1,6 +1,5 @@
 """Convolutions: check the arguments, pick a kernel, call it."""
 
-import math
 import operator
 import sys
 
@@ -9,7 +8,7 @@ import numpy as np
 from .. import registry
 from .._arrays import as_numpy, is_torch
 from ..cpu import FLOATS, dtype_name
-from ..errors import ArgumentError, DTypeError
+from ..errors import ArgumentError, DTypeError, UnsupportedError
 from ..formats.base import WeightFormat
 from ..geometry import Geometry
 from ..quant import InputQuant
@@ -85,14 +84,14 @@ def conv2d(
 
     Args:
         x: (B, C, H, W) float32, bfloat16 or float16; torch CPU tensor or NumPy array, any strides.
-        w: IntWeight of shape (O, C / groups, kh, kw).
+        w: IntWeight of shape (O, C / groups, kh, kw), any bits and groups of scales.
         bias: (O,) floats, used as float32; or None.
         stride, dilation: a number or (height, width).
         padding: a number, (height, width), (top, bottom, left, right), "valid" or "same" (stride 1).
         activation: None, "relu", "relu6", "gelu" or "silu".
         input_quant: InputQuant with granularity "tensor" (one scale for x, dynamic or static) or "channel" (one for each
-            input channel: the weight's input_scale, equal over the kernel; with groups > 1 it may instead be
-            ``InputQuant(scale=s)``, s (C,), for a weight whose codes and scales are those of W * s); or None for float
+            input channel: the weight's input_scale; with groups > 1 it may instead be ``InputQuant(scale=s)``, s (C,),
+            for a weight without one, whose codes and scales are those of W * s); or None for float
             activations (weight-only; reference speed so far).
         out_dtype: float32, bfloat16 or float16; None is the dtype of x.
         backend: None (the fastest that takes the call), "cpu" or "reference"; a named one never falls back.
@@ -170,8 +169,7 @@ def conv2d_request(
         raise ArgumentError(f"{op}: padding_mode is {padding_mode!r}; accepted: 'zeros'.")
     if input_quant is not None:
         check_conv_quant(op, w, input_quant, geometry)
-        lo, hi = (-128, 127) if input_quant.signed else (0, 255)
-        check_conv_accumulator(op, w, lo, hi, input_quant.zero_point or 0)
+        check_conv_accumulator(op, w, *input_quant.limits, input_quant.zero_point or 0)
     name = name_of_dtype(
         op, out_dtype, dtype_name(x), tuple(FLOATS) if is_torch(x) else ("float32", "float16")
     )
@@ -292,6 +290,11 @@ def check_images(op, name, x, dtypes, w, stride, padding, dilation, groups):
 
 def check_codes(op, xq, w, x_zero_point, bias, stride, padding, dilation, groups):
     geometry = check_images(op, "xq", xq, ("int8", "uint8"), w, stride, padding, dilation, groups)
+    if w.is_grouped:
+        raise UnsupportedError(
+            f"{op}: w has group_size={w.group_size}, whose scales belong between the sums; accepted: one scale per "
+            "channel or tensor. Use conv2d."
+        )
     lo, hi = (-128, 127) if dtype_name(xq) == "int8" else (0, 255)
     try:
         zero_point = operator.index(None if isinstance(x_zero_point, bool) else x_zero_point)
@@ -308,7 +311,7 @@ def check_codes(op, xq, w, x_zero_point, bias, stride, padding, dilation, groups
 
 def check_conv_accumulator(op, w, lo, hi, zero_point, bias=None):
     """Refuse what could leave int32: K * max|x - x_zero_point| * max|w - w_zero_point| + max|bias|."""
-    k = math.prod(w.shape[1:])
+    k = w.group_size if w.is_grouped else w.matrix_shape[1]
     largest = k * max(abs(lo - zero_point), abs(hi - zero_point)) * w.code_extreme
     if bias is not None and len(bias):
         largest += int(abs(as_numpy(bias, op, "bias").astype(np.int64)).max())
@@ -333,11 +336,6 @@ def check_conv_quant(op, w, q, geometry):
                 q.weight_scale(op, None)
             q.channel_scale(op, None, geometry.channels)
         return
-    s = as_numpy(w.input_scale, op, "w.input_scale").reshape(w.shape[1], math.prod(w.shape[2:]))
-    if s.size and not (s == s[:, :1]).all():
-        raise ArgumentError(
-            f"{op}: the weight's input_scale differs within a kernel; accepted: one number for each input channel, "
-            "repeated for the kh * kw taps."
-        )
     if q.granularity == "channel" and q.scale is not None:
-        q.channel_scale(op, np.tile(s[:, 0], geometry.groups), geometry.channels)
+        s = np.tile(as_numpy(w.input_scale, op, "w.input_scale"), geometry.groups)
+        q.channel_scale(op, s, geometry.channels)

@@ -20,7 +20,7 @@ def integer_activations(request):
 
 
 GEMM_ISAS = ("scalar", "avx2", "avx512vnni")
-GEMM_FORMATS = ("IntWeight",)
+GEMM_FORMATS = ("IntWeight", "MixedIntWeight")
 
 add_rows("linear", GEMM_FORMATS, "gemm", GEMM_ISAS, cpu.linear, reference_backend.linear, integer_activations)
 for _op in ("matmul_int", "linear_requant"):
@@ -29,23 +29,12 @@ for _op in ("requantize", "quantize_activations"):
     add_rows(_op, (None,), "elementwise", GEMM_ISAS, getattr(cpu, _op), getattr(reference_backend, _op))
 
 
-def conv_weight(request):
-    w = request.w
-    if getattr(w, "bits", 8) != 8 or getattr(w, "group_size", None) is not None:
-        return f"the weight has {w.bits} bits and group_size {w.group_size}; the CPU kernels take 8 and None so far"
-    return None
-
-
-def conv_activations(request):
-    return integer_activations(request) or conv_weight(request)
-
-
 CONV_FORMATS = ("IntWeight",)
 
 for _op, _accepts in (
-    ("conv2d", conv_activations),
-    ("conv2d_int", conv_weight),
-    ("conv2d_requant", conv_weight),
+    ("conv2d", integer_activations),
+    ("conv2d_int", None),
+    ("conv2d_requant", None),
 ):
     add_rows(
         _op,

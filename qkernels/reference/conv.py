@@ -1,8 +1,10 @@
 """The two-dimensional convolution of codes, NCHW in and out."""
 
+from dataclasses import replace
+
 import numpy as np
 
-from .linear import _finish
+from .linear import _finish, grouped_sum
 from .quantize import quantize_activations
 from .requantize import requantize
 
@@ -41,11 +43,33 @@ def conv2d(x, w, iq, geometry, bias=None, activation=None):
         float32 (B, O, H', W').
     """
     xq, x_scale = quantize_image(x, iq, input_scale(w, iq, geometry))
-    acc = conv2d_int(xq, w.codes().reshape(w.shape), geometry, iq.zero_point or 0, w.zero_point)
     with np.errstate(over="ignore"):
-        y = acc.astype(np.float32) * w.scale.reshape(-1, 1, 1)
+        if w.is_grouped:
+            y = _grouped(xq, w, geometry, iq.zero_point or 0)
+        else:
+            acc = conv2d_int(xq, w.codes().reshape(w.shape), geometry, iq.zero_point or 0, w.zero_point)
+            y = acc.astype(np.float32) * w.scale.reshape(-1, 1, 1)
         y = y if iq.granularity == "channel" else y * x_scale
         return _finish(y, None if bias is None else bias.reshape(-1, 1, 1), activation, np.float32)
+
+
+def _grouped(xq, w, geometry, x_zero_point):
+    """The sum of linear.grouped_sum for every pixel: float32 (B, O, H', W')."""
+    columns, out_size = _unfold(xq.astype(np.float64) - x_zero_point, geometry)
+    n = w.shape[0] // geometry.groups
+    y = np.zeros((len(xq), w.shape[0], columns.shape[-1]), np.float32)
+    for b, g in np.ndindex(len(xq), geometry.groups):
+        rows = slice(g * n, (g + 1) * n)
+        part = replace(
+            w,
+            packed=w.packed[rows],
+            scale=w.scale[rows],
+            zero_point=None if w.zero_point is None else w.zero_point[rows],
+            shape=(n, w.matrix_shape[1]),
+            input_scale=None,
+        )
+        y[b, rows] = grouped_sum(columns[b, g].T, part).T
+    return y.reshape(len(xq), w.shape[0], *out_size)
 
 
 def conv2d_float(x, w, geometry, bias=None, activation=None):
@@ -77,12 +101,19 @@ def quantize_image(x, iq, scale=None):
 def input_scale(w, iq, geometry):
     """float32 (C,): by what each input channel is divided before it is quantized; None if all by one scale."""
     if w.input_scale is not None:
-        return np.tile(w.input_scale.reshape(w.shape[1], -1)[:, 0], geometry.groups)
+        return np.tile(w.input_scale, geometry.groups)
     return iq.scale if iq is not None and iq.granularity == "channel" else None
 
 
 def _conv(x, w, geometry):
     """float64 (B, C, H, W) and (O, I * kh * kw) to (B, O, H', W'): a matrix product per group of unfolded windows."""
+    columns, out_size = _unfold(x, geometry)
+    g, (n, k) = geometry.groups, w.shape
+    return (w.reshape(g, n // g, k) @ columns).reshape(len(x), n, *out_size)
+
+
+def _unfold(x, geometry):
+    """(B, C, H, W) to (B, groups, I * kh * kw, H' * W'), K in the order (i, r, s), zeros outside; and (H', W')."""
     b, c, height, width = x.shape
     top, bottom, left, right = geometry.padding
     out_h, out_w = geometry.out_size("conv2d", height, width)
@@ -93,6 +124,5 @@ def _conv(x, w, geometry):
         for r in range(kh)
         for s in range(kw)
     ]
-    g, n, k = geometry.groups, *w.shape
-    columns = np.stack(windows, 2).reshape(b, g, k, out_h * out_w)  # K in the order (i, r, s)
-    return (w.reshape(g, n // g, k) @ columns).reshape(b, n, out_h, out_w)
+    g, k = geometry.groups, c // geometry.groups * kh * kw
+    return np.stack(windows, 2).reshape(b, g, k, out_h * out_w), (out_h, out_w)
