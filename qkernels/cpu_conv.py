@@ -99,7 +99,7 @@ def _plan(r, x, mode, bits, signed, scale, zero_point, activation=None, requant=
     """The native plan of a call, kept with the weight. It is found again by everything that it was made from."""
     kept = r.w.__dict__.setdefault("_conv_plans", {})
     strides = (0, 0, 0, 1) if 0 in x.shape else strides_of(x)  # those of nothing mean nothing
-    last, out_type = r.channels_last, DTYPES[r.out_name]
+    last, out_type = r.channels_last, min(DTYPES[r.out_name], 3) if requant else DTYPES[r.out_name]
     key = (
         *(
             r.geometry,
@@ -145,7 +145,10 @@ def _plan(r, x, mode, bits, signed, scale, zero_point, activation=None, requant=
 
 def _run(r, plan, x, bias, scale=None):
     out = r.empty()
-    row = plan.run(address(x), address(scale), address(bias), address(out), num_threads())
+    scale_at, bias_at = address(scale), address(bias)
+    row = plan.run(address(x), scale_at, bias_at, address(out), num_threads())
+    if x is r.x or (is_torch(x) and x.data_ptr() == r.x.data_ptr()):  # else x had to be copied
+        r.done = plan.run, scale_at, bias_at, (plan, scale, bias)
     if row >= 0:
         refuse_row(r.op, row, x.shape[2])
     return out

@@ -15,28 +15,31 @@ namespace {
 template <int ROWS>
 void depthwise_tile(const qk::DepthwiseArgs& args) {
     using namespace simd;
-    const int64_t step = args.step, tap = args.tap, taps = args.taps, quads = args.quads;
+    const int64_t step = args.step, next = args.tap - (args.quads - 1) * 4 * qk::kBlockC, quads = args.quads;
     for (int column = 0; column < qk::kBlockC; column += NV * ACC_N) {
         acc_t acc[ROWS][NV];
-        unroll<ROWS>([&](auto r) [[gnu::always_inline]] {
-            unroll<NV>([&](auto v) [[gnu::always_inline]] { acc[r][v] = acc_load(args.init + column + v * ACC_N); });
+        unroll<ROWS>([&](auto r) __attribute__((always_inline)) {
+            unroll<NV>([&](auto v)
+                           __attribute__((always_inline)) { acc[r][v] = acc_load(args.init + column + v * ACC_N); });
         });
-        const uint8_t* weights = args.weights + column * 4;
-        const uint8_t* from = args.columns + column * 4;
-        for (int64_t j = 0; j < taps; ++j, from += tap) {
-            const uint8_t* x = from;
-            for (int64_t q = 0; q < quads; ++q, x += 4 * qk::kBlockC, weights += 4 * qk::kBlockC) {
-                wvec w[NV];
-                unroll<NV>([&](auto v) [[gnu::always_inline]] { w[v] = operand(load_b(weights + v * ACC_N * 4)); });
-                unroll<ROWS>([&](auto r) [[gnu::always_inline]] {
-                    unroll<NV>([&](auto v) [[gnu::always_inline]] {
-                        acc[r][v] = dot4(acc[r][v], load_quads(x + r * step + v * ACC_N * 4), w[v]);
-                    });
+        const uint8_t *weights = args.weights + column * 4, *x = args.columns + column * 4;
+        int64_t left = quads;
+        for (int64_t all = args.taps * quads; all > 0; --all) {  // one loop, as in gemm_kernel.h
+            wvec w[NV];
+            unroll<NV>([&](auto v)
+                           __attribute__((always_inline)) { w[v] = operand(load_b(weights + v * ACC_N * 4)); });
+            unroll<ROWS>([&](auto r) __attribute__((always_inline)) {
+                unroll<NV>([&](auto v) __attribute__((always_inline)) {
+                    acc[r][v] = dot4(acc[r][v], load_quads(x + r * step + v * ACC_N * 4), w[v]);
                 });
-            }
+            });
+            weights += 4 * qk::kBlockC;
+            const bool last = --left == 0;
+            x += last ? next : 4 * qk::kBlockC;
+            left = last ? quads : left;
         }
-        unroll<ROWS>([&](auto r) [[gnu::always_inline]] {
-            unroll<NV>([&](auto v) [[gnu::always_inline]] {
+        unroll<ROWS>([&](auto r) __attribute__((always_inline)) {
+            unroll<NV>([&](auto v) __attribute__((always_inline)) {
                 acc_store(args.tile + r * qk::kBlockC + column + v * ACC_N, acc[r][v]);
             });
         });

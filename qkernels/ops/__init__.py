@@ -6,9 +6,9 @@ from .conv import (
     conv2d,
     conv2d_int,
     conv2d_int_request,
-    conv2d_request,
     conv2d_requant,
     conv2d_requant_request,
+    conv2d_request,
 )
 from .integer import linear_requant, linear_requant_request, matmul_int, matmul_int_request
 from .linear import linear, linear_request
@@ -19,9 +19,9 @@ __all__ = [
     "conv2d",
     "conv2d_int",
     "conv2d_int_request",
-    "conv2d_request",
     "conv2d_requant",
     "conv2d_requant_request",
+    "conv2d_request",
     "linear",
     "linear_requant",
     "linear_requant_request",

@@ -12,6 +12,8 @@ from ..errors import ArgumentError, DTypeError, UnsupportedError
 from ..formats.base import WeightFormat
 from ..geometry import Geometry
 from ..quant import InputQuant
+from .conv_calls import Empty, again, keep, key_of
+from .plans import observed
 from .request import (
     INT32_MAX,
     check_activation,
@@ -31,6 +33,7 @@ class ConvRequest:
         b, _, height, width = x.shape
         self.shape = (b, geometry.out_channels, *geometry.out_size(op, height, width))
         self.isa = None  # of the kernel that was picked
+        self.done = None  # how a CPU kernel has computed it: conv_calls.py
 
     @property
     def channels_last(self):
@@ -40,14 +43,7 @@ class ConvRequest:
 
     def empty(self):
         """An uninitialized result of the kind and memory order that x is."""
-        if is_torch(self.x):
-            torch = sys.modules["torch"]
-            order = torch.channels_last if self.channels_last else torch.contiguous_format
-            return torch.empty(self.shape, dtype=getattr(torch, self.out_name), memory_format=order)
-        if not self.channels_last:
-            return np.empty(self.shape, self.out_name)
-        b, n, height, width = self.shape
-        return np.moveaxis(np.empty((b, height, width, n), self.out_name), -1, 1)
+        return Empty(self)()
 
 
 def strides_of(x):
@@ -105,46 +101,29 @@ def conv2d(
         DTypeError: a dtype outside of the above.
         UnsupportedError: no kernel takes the call.
     """
-    if is_torch(x):
-        torch = sys.modules["torch"]
-        if torch.compiler.is_compiling() or _observed(torch, x):
-            from .. import _torch_conv
-
-            return _torch_conv.conv2d(
-                x,
-                w,
-                bias,
-                stride,
-                padding,
-                dilation,
-                groups,
-                activation,
-                input_quant,
-                out_dtype,
-                backend,
-                padding_mode,
-            )
-    r = conv2d_request(
-        x,
-        w,
-        bias,
-        stride,
-        padding,
-        dilation,
-        groups,
-        activation,
-        input_quant,
-        out_dtype,
-        backend,
+    arguments = (
+        *(bias, stride, padding, dilation, groups, activation, input_quant, out_dtype, backend),
         padding_mode,
     )
-    return registry.pick(r).run(r)
+    if is_torch(x):
+        torch = sys.modules["torch"]
+        if torch.compiler.is_compiling() or observed(torch, x):
+            from .. import _torch_conv
+
+            return _torch_conv.conv2d(x, w, *arguments)
+    return _call(conv2d_request, x, w, bias, arguments)
 
 
-def _observed(torch, x):
-    from .plans import observed
-
-    return observed(torch, x)
+def _call(request_of, x, w, bias, arguments):
+    """Compute, by the remembered way if there was a call like this."""
+    options = arguments if bias is None else [a for a in arguments if a is not bias]
+    key = key_of(x, request_of, *options)
+    y = again(key, x, w, bias)
+    if y is None:
+        r = request_of(x, w, *arguments)
+        y = registry.pick(r).run(r)
+        keep(key, r)
+    return y
 
 
 def conv2d_request(
@@ -191,8 +170,8 @@ def conv2d_int(xq, w, x_zero_point=0, stride=1, padding=0, dilation=1, groups=1,
     Raises:
         ArgumentError, DTypeError: as conv2d; sums that could leave int32.
     """
-    r = conv2d_int_request(xq, w, x_zero_point, stride, padding, dilation, groups, backend)
-    return registry.pick(r).run(r)
+    arguments = x_zero_point, stride, padding, dilation, groups, backend
+    return _call(conv2d_int_request, xq, w, None, arguments)
 
 
 def conv2d_int_request(xq, w, x_zero_point=0, stride=1, padding=0, dilation=1, groups=1, backend=None):
@@ -230,21 +209,11 @@ def conv2d_requant(
     Raises:
         ArgumentError, DTypeError: as conv2d_int; a Requant whose length is not O; a zero point that out_dtype lacks.
     """
-    r = conv2d_requant_request(
-        xq,
-        w,
-        requant,
-        bias,
-        x_zero_point,
-        stride,
-        padding,
-        dilation,
-        groups,
-        activation,
-        out_dtype,
+    arguments = (
+        *(requant, bias, x_zero_point, stride, padding, dilation, groups, activation, out_dtype),
         backend,
     )
-    return registry.pick(r).run(r)
+    return _call(conv2d_requant_request, xq, w, bias, arguments)
 
 
 def conv2d_requant_request(
