@@ -24,8 +24,8 @@ inline __m256i first(int n) {
 inline constexpr int ACC_N = 8;
 inline constexpr int NV = 1;
 inline constexpr int MR_PACKED = 3;  // rows that leave room for a decoder
-inline constexpr int MR = 4;  // 4 x 2 accumulators + 2 weights + 1 activation of 16 registers
-struct acc_t {                // two partial sums a channel, added when stored
+inline constexpr int MR = 4;         // 4 x 2 accumulators + 2 weights + 1 activation of 16 registers
+struct acc_t {                       // two partial sums a channel, added when stored
     __m256i low, high;
 };
 struct wvec {

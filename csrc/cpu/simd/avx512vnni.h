@@ -19,10 +19,10 @@ using i64v = __m512i;
 inline __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
 
 // ---- int8 products: lanes are output channels -------------------------------------------------------------------
-inline constexpr int ACC_N = 16;  // output channels of one accumulator register
-inline constexpr int NV = 4;      // accumulators of a row: a whole 64-wide panel
+inline constexpr int ACC_N = 16;     // output channels of one accumulator register
+inline constexpr int NV = 4;         // accumulators of a row: a whole 64-wide panel
 inline constexpr int MR_PACKED = 4;  // rows that leave room for a decoder: 16 + 4 + 4 offsets and constants
-inline constexpr int MR = 6;      // 6 x 4 accumulators + 4 weights + 1 activation = 29 of 32 registers
+inline constexpr int MR = 6;         // 6 x 4 accumulators + 4 weights + 1 activation = 29 of 32 registers
 using acc_t = __m512i;
 using wvec = __m512i;
 using xvec = __m512i;
