@@ -71,6 +71,8 @@ ConvPlan make_plan(py::object packed, int isa, std::array<int64_t, 11> numbers, 
     // What a row of the output reads must lie where ConvRows writes; the rest is a matter of numbers, not of memory.
     if (strides[1] != 1 && strides[3] != 1 && h.channels() > 1 && s.width > 1)
         throw std::invalid_argument("conv: neither channels nor pixels of x lie side by side");
+    if (h.is(qk::ConvKind::rows) && s.dilation_w != 1 && h.kernel_w != 1)
+        throw std::invalid_argument("conv: this weight was prepacked for dilation 1");
     const qk::GemmHeader& block = *p.view().block(0).header;
     if (block.grouped && out_type > 2) throw std::invalid_argument("conv: group-wise scales have no integer result");
     int64_t extreme = 0;

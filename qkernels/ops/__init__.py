@@ -3,6 +3,7 @@
 from ..cpu import ACTIVATIONS
 from . import table
 from .conv import (
+    check_conv_quant,
     conv2d,
     conv2d_int,
     conv2d_int_request,
@@ -16,6 +17,7 @@ from .quantize import quantize_activations, quantize_activations_request, requan
 
 __all__ = [
     "ACTIVATIONS",
+    "check_conv_quant",
     "conv2d",
     "conv2d_int",
     "conv2d_int_request",
