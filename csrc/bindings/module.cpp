@@ -8,4 +8,5 @@ PYBIND11_MODULE(_native, m) {
     bind_gemm(m);
     bind_integer(m);
     bind_binary(m);
+    bind_conv(m);
 }

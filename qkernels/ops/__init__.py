@@ -9,6 +9,15 @@ from .binary import (
     pack_signs,
     pack_signs_request,
 )
+from .conv import (
+    check_conv_quant,
+    conv2d,
+    conv2d_int,
+    conv2d_int_request,
+    conv2d_requant,
+    conv2d_requant_request,
+    conv2d_request,
+)
 from .cpu import ACTIVATIONS
 from .integer import (
     linear_requant,
@@ -53,8 +62,15 @@ __all__ = [
     "add_requant_request",
     "avg_pool2d_int",
     "avg_pool2d_int_request",
+    "check_conv_quant",
     "concat_requant",
     "concat_requant_request",
+    "conv2d",
+    "conv2d_int",
+    "conv2d_int_request",
+    "conv2d_requant",
+    "conv2d_requant_request",
+    "conv2d_request",
     "gelu_int",
     "gelu_int_request",
     "global_avg_pool2d_int",

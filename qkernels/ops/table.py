@@ -1,6 +1,6 @@
 """The rows of the registry: which kernel computes which operation for which weight format."""
 
-from .. import cpu, cpu_binary, cpu_integer, reference_backend, registry
+from .. import cpu, cpu_binary, cpu_conv, cpu_integer, reference_backend, registry
 from ..registry import Kernel
 
 
@@ -57,3 +57,8 @@ for _op in ("matmul_binary", "linear_binary"):
         _op, BITS_FORMATS, "binary", BINARY_ISAS, getattr(cpu_binary, _op), getattr(reference_backend, _op)
     )
 add_rows("pack_signs", (None,), "binary", BINARY_ISAS, cpu_binary.pack_signs, reference_backend.pack_signs)
+
+CONV_FORMATS = ("IntWeight",)
+for _op, _accepts in (("conv2d", integer_activations), ("conv2d_int", None), ("conv2d_requant", None)):
+    _calls = getattr(cpu_conv, _op), getattr(reference_backend, _op)
+    add_rows(_op, CONV_FORMATS, "conv", GEMM_ISAS, *_calls, _accepts)

@@ -14,6 +14,12 @@ from .binary import (
     threshold_bits,
     threshold_multiples,
 )
+from .conv import (
+    conv2d,
+    conv2d_float,
+    conv2d_int,
+    conv2d_requant,
+)
 from .integer import (
     add_requant,
     avg_pool2d,
@@ -42,6 +48,10 @@ __all__ = [
     "avg_pool2d",
     "binary_matmul",
     "concat_requant",
+    "conv2d",
+    "conv2d_float",
+    "conv2d_int",
+    "conv2d_requant",
     "dprelu",
     "exp_int",
     "gelu_int",
