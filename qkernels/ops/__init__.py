@@ -1,5 +1,6 @@
 """The public operations: check the arguments, pick a kernel, call it. One file per family."""
 
+from ..cpu import ACTIVATIONS
 from . import table
 from .binary import (
     linear_binary,
@@ -18,7 +19,6 @@ from .conv import (
     conv2d_requant_request,
     conv2d_request,
 )
-from .cpu import ACTIVATIONS
 from .integer import (
     linear_requant,
     linear_requant_request,
