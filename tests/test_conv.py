@@ -183,8 +183,9 @@ def test_onnx_node_tests_conv_integer(name):
     attributes = {a.name: onnx_package.helper.get_attribute_value(a) for a in model.graph.node[0].attribute}
     top, left, bottom, right = attributes.get("pads", [0] * 4)
     x, codes, x_zp, *w_zp = (np.asarray(a) for a in inputs)
-    w_zp = int(w_zp[0].reshape(-1)[0]) if w_zp else 0
-    w = qk.IntWeight.pack(codes.astype(np.int16) - 128, 1.0, zero_point=w_zp - 128)
+    w_zp = w_zp[0].reshape(-1, 1).astype(np.int16) if w_zp else np.zeros((1, 1), np.int16)
+    scale = np.ones(w_zp.shape, np.float32)
+    w = qk.IntWeight.pack(codes.astype(np.int16) - 128, scale, zero_point=w_zp - 128)
     y = qk.conv2d_int(x, w, int(x_zp), padding=(top, bottom, left, right))
     assert_same(y, expected)
 
