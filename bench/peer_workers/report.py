@@ -121,7 +121,7 @@ def our_lines(table: Table, where: list[str], group: list[dict], scale: list[dic
 
 def all_lines(table: Table, where: list[str], group: list[dict]) -> None:
     for r in group:
-        name = r["name"] + (" (one round)" if len(r["rounds"]) == 1 else "")
+        name = r["name"] + (f" ({len(r['rounds'])} rounds)" if len(r["rounds"]) < 3 else "")
         cells = (*where, name, microseconds(r), rate(r), f"{r['error']:.1e}")
         table.add_row(*cells, style="bold" if r["family"] == OURS else None, end_section=r is group[-1])
         where = [""] * len(where)
