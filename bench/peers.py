@@ -44,7 +44,7 @@ from rich.progress import Progress
 
 HERE = Path(__file__).resolve().parent
 
-COPY_BYTES, MAX_COPIES = 128 << 20, 192  # weight copies of a cold case
+COPY_BYTES, MAX_COPIES = 64 << 20, 192  # weight copies of a cold case
 REFERENCE_ROUNDS = 2  # of a category that is there for scale; warm only
 console = Console(stderr=True)
 
