@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from .problem import Built, Variant
-from .problems import Int4Linear, Linear
+from .problems import BinaryProduct, Convolution, Int4Linear, Linear
 
 
 def load(threads: int, problem: str):
@@ -117,6 +117,60 @@ def load(threads: int, problem: str):
         reference = p.x[p.rows].astype(np.float64) @ w.T
         return Built(calls, lambda: (calls[0](), out)[1], reference)
 
+    def binary_weights(p: BinaryProduct, copies: int, wrap) -> list:
+        one = np.ones(p.N, np.float32)
+        return [qk.BinaryWeight(wrap(p.weight(i)), wrap(one), (p.N, p.K)) for i in range(copies)]
+
+    def binary_alone(p: BinaryProduct, copies: int) -> Built:
+        from qkernels import cpu_binary
+
+        out, (plan, keep) = np.empty((p.M, p.N), np.int32), cpu_binary.plan("int32", p.N)
+        blocks = [cpu_binary.packed(w) for w in binary_weights(p, copies, lambda a: a)]
+        args = (number, p.x_bits.ctypes.data, p.K // 8, 0, 0, p.M, 0, 0, plan, out.ctypes.data, threads)
+        calls = [lambda run=w.run_bits, keep=keep: run(*args) for w in blocks]
+        return Built(calls, lambda: (calls[0](), out)[1], p.reference())
+
+    def binary(p: BinaryProduct, copies: int) -> Built:
+        x = tensor(p.x_bits)
+        calls = [lambda w=w: qk.matmul_binary(x, w) for w in binary_weights(p, copies, tensor)]
+        return Built(calls, lambda: np.asarray(calls[0]()), p.reference())
+
+    def signs_alone(p: BinaryProduct, copies: int) -> Built:
+        """The same product of int8 codes +1 and -1."""
+        x, out = p.signs(p.x_bits), np.empty((p.M, p.N), np.int32)
+        args = (number, x.ctypes.data, True, p.M, p.K, 0, out.ctypes.data, threads)
+        scale = np.ones((p.N, 1), np.float32)
+        blocks = [cpu.packed(qk.IntWeight.pack(p.signs(p.weight(i)), scale)) for i in range(copies)]
+        calls = [lambda run=w.matmul, keep=x: run(*args) for w in blocks]
+        return Built(calls, lambda: (calls[0](), out)[1], p.reference())
+
+    def conv_weights(p: Convolution, copies: int, wrap):
+        scale = wrap(p.w_scale[:, None].copy())
+        weights = [qk.IntWeight.pack(wrap(p.weight(i)), scale) for i in range(copies)]
+        return weights, qk.Requant.from_scale(p.w_scale.astype(np.float64) * p.x_scale / p.y_scale)
+
+    def conv(p: Convolution, copies: int) -> Built:
+        """NCHW in the order of channels_last."""
+        x = tensor(p.x_s8.transpose(0, 3, 1, 2))
+        weights, r = conv_weights(p, copies, tensor)
+        sizes = {"stride": p.stride, "padding": p.pad, "groups": p.groups}
+        calls = [lambda w=w: qk.conv2d_requant(x, w, r, **sizes) for w in weights]
+        real = lambda: np.asarray(calls[0]()).transpose(0, 2, 3, 1) * p.y_scale  # noqa: E731
+        return Built(calls, real, p.reference())
+
+    def conv_alone(p: Convolution, copies: int) -> Built:
+        """The plans that the public calls leave with their weights."""
+        x, out = p.x_s8.transpose(0, 3, 1, 2), np.empty((p.B, p.out, p.out, p.O), np.int8)
+        weights, r = conv_weights(p, copies, lambda a: a)
+        for w in weights:
+            qk.conv2d_requant(x, w, r, stride=p.stride, padding=p.pad, groups=p.groups)
+        plans = [next(iter(w._conv_plans.values())) for w in weights]
+        args = (x.ctypes.data, 0, 0, out.ctypes.data, threads)
+        calls = [
+            lambda run=plan.run, keep=(x, w, r): run(*args) for plan, w in zip(plans, weights, strict=True)
+        ]
+        return Built(calls, lambda: (calls[0](), out * p.y_scale)[1], p.reference())
+
     linear_variants = [
         Variant("qkernels kernel alone s8->s32", "gemm", gemm_alone, "exact"),
         Variant("qkernels matmul_int s8->s32", "gemm", gemm, "exact"),
@@ -136,7 +190,14 @@ def load(threads: int, problem: str):
             Variant("qkernels linear", "w4", int4_linear, "dynamic", 0.5),
             Variant("qkernels int8 kernel alone", "int8", int8_of_int4, "dynamic"),
         ],
-        "binary": [],
-        "conv": [],
+        "binary": [
+            Variant("qkernels kernel alone", "binary", binary_alone, "exact", 0.125),
+            Variant("qkernels matmul_binary", "binary", binary, "exact", 0.125),
+            Variant("qkernels int8 kernel alone", "int8", signs_alone, "exact"),
+        ],
+        "conv": [
+            Variant("qkernels kernel alone s8->s8", "conv", conv_alone, "codes_out"),
+            Variant("qkernels conv2d_requant s8->s8", "conv", conv, "codes_out"),
+        ],
     }[problem]
     return "qkernels " + qk.__version__, variants, []
