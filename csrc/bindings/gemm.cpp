@@ -33,7 +33,8 @@ int64_t code_extreme(const qk::GemmView& w) {
             const int offset = static_cast<int8_t>(w.offset()[p * lanes + i]);
             extreme = std::max<int64_t>(extreme, std::max(offset, levels - 1 - offset));
         }
-        for (int64_t n = p * qk::kPanelN; n < std::min(h.n, (p + 1) * qk::kPanelN) && bits == 8; ++n)
+        if (bits == 8) extreme = std::max<int64_t>(extreme, 128);
+        for (int64_t n = p * qk::kPanelN; h.has_zero_point && n < std::min(h.n, (p + 1) * qk::kPanelN); ++n)
             extreme = std::max(extreme, std::max(int64_t{127} - w.zero_point()[n], int64_t{128} + w.zero_point()[n]));
         if (bits == 1) extreme = std::max<int64_t>(extreme, 1);
     }
@@ -55,7 +56,7 @@ void check_linear(const qk::GemmView& w, const qk::InputQuant& q) {
     if (q.zero_point < (is_static ? q.lo() : 0) || q.zero_point > (is_static ? q.hi() : 0) ||
         !(q.scale >= 0x1p-126f && q.scale <= 0x1p126f))
         throw std::invalid_argument("LinearPlan: scale or zero_point is out of range");
-    if (h.k * x_extreme(q) * code_extreme(w) > INT32_MAX)
+    if ((h.grouped ? h.segment : h.k) * x_extreme(q) * code_extreme(w) > INT32_MAX)
         throw std::invalid_argument("LinearPlan: K = " + std::to_string(h.k) + " could overflow the accumulator");
 }
 

@@ -23,8 +23,9 @@ inline __m256i first(int n) {
 // ---- int8 products: vpmaddubsw saturates, so both sides widen to 16 bits and vpmaddwd is exact -------------------
 inline constexpr int ACC_N = 8;
 inline constexpr int NV = 1;
-inline constexpr int MR = 4;  // 4 x 2 accumulators + 2 weights + 1 activation of 16 registers
-struct acc_t {                // two partial sums a channel, added when stored
+inline constexpr int MR_PACKED = 3;  // rows that leave room for a decoder
+inline constexpr int MR = 4;         // 4 x 2 accumulators + 2 weights + 1 activation of 16 registers
+struct acc_t {                       // two partial sums a channel, added when stored
     __m256i low, high;
 };
 struct wvec {
@@ -72,6 +73,7 @@ inline acc_t dot4(acc_t acc, xvec x, wvec w) {
 inline xvec set_x(uint8_t x) { return _mm256_set1_epi16(x); }
 inline acc_t acc_zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 inline __m256i acc_lanes(acc_t acc) { return _mm256_permute4x64_epi64(_mm256_hadd_epi32(acc.low, acc.high), 0xd8); }
+inline acc_t own_register(acc_t acc) { return acc; }
 inline acc_t acc_load(const int32_t* p) {
     const auto* q = reinterpret_cast<const __m128i*>(p);
     return {_mm256_cvtepu32_epi64(_mm_loadu_si128(q)), _mm256_cvtepu32_epi64(_mm_loadu_si128(q + 1))};

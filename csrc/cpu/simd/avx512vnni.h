@@ -19,9 +19,10 @@ using i64v = __m512i;
 inline __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
 
 // ---- int8 products: lanes are output channels -------------------------------------------------------------------
-inline constexpr int ACC_N = 16;  // output channels of one accumulator register
-inline constexpr int NV = 4;      // accumulators of a row: a whole 64-wide panel
-inline constexpr int MR = 6;      // 6 x 4 accumulators + 4 weights + 1 activation = 29 of 32 registers
+inline constexpr int ACC_N = 16;     // output channels of one accumulator register
+inline constexpr int NV = 4;         // accumulators of a row: a whole 64-wide panel
+inline constexpr int MR_PACKED = 4;  // rows that leave room for a decoder: 16 + 4 + 4 offsets and constants
+inline constexpr int MR = 6;         // 6 x 4 accumulators + 4 weights + 1 activation = 29 of 32 registers
 using acc_t = __m512i;
 using wvec = __m512i;
 using xvec = __m512i;
@@ -62,6 +63,10 @@ inline xvec set_x(uint8_t x) { return _mm512_set1_epi8(static_cast<char>(x)); }
 inline acc_t acc_zero() { return _mm512_setzero_si512(); }
 inline acc_t acc_load(const int32_t* p) { return _mm512_loadu_si512(p); }
 inline __m512i acc_lanes(acc_t acc) { return acc; }
+inline acc_t own_register(acc_t acc) {  // equal starts look like one value to gcc, which then spills the copies
+    __asm__("" : "+v"(acc));
+    return acc;
+}
 inline void acc_store(int32_t* p, acc_t acc) { _mm512_storeu_si512(p, acc); }
 
 // ---- float32 -----------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ struct i64v {
 // ---- int8 products -------------------------------------------------------------------------------------------------
 inline constexpr int ACC_N = 1;
 inline constexpr int NV = 8;
-inline constexpr int MR = 1;
+inline constexpr int MR = 1, MR_PACKED = 1;
 using acc_t = int32_t;
 struct bvec {  // the bytes of a k step of one channel
     uint8_t v[4];
@@ -64,6 +64,7 @@ inline acc_t dot4(acc_t acc, xvec x, wvec w) {  // unsigned: the offset form may
     return static_cast<int32_t>(sum);
 }
 inline acc_t acc_zero() { return 0; }
+inline acc_t own_register(acc_t acc) { return acc; }
 inline int32_t acc_lanes(acc_t acc) { return acc; }
 inline acc_t acc_load(const int32_t* p) { return *p; }
 inline void acc_store(int32_t* p, acc_t acc) { *p = acc; }
