@@ -144,32 +144,34 @@ def load(threads: int, problem: str):
         calls = [lambda run=w.matmul, keep=x: run(*args) for w in blocks]
         return Built(calls, lambda: (calls[0](), out)[1], p.reference())
 
-    def conv_weights(p: Convolution, copies: int, wrap):
-        scale = wrap(p.w_scale[:, None].copy())
-        weights = [qk.IntWeight.pack(wrap(p.weight(i)), scale) for i in range(copies)]
-        return weights, qk.Requant.from_scale(p.w_scale.astype(np.float64) * p.x_scale / p.y_scale)
+    def conv(signed: bool, rounding: str, alone: bool):
+        """NCHW in the order of channels_last; alone: the plan that a public call leaves with its weight."""
 
-    def conv(p: Convolution, copies: int) -> Built:
-        """NCHW in the order of channels_last."""
-        x = tensor(p.x_s8.transpose(0, 3, 1, 2))
-        weights, r = conv_weights(p, copies, tensor)
-        sizes = {"stride": p.stride, "padding": p.pad, "groups": p.groups}
-        calls = [lambda w=w: qk.conv2d_requant(x, w, r, **sizes) for w in weights]
-        real = lambda: np.asarray(calls[0]()).transpose(0, 2, 3, 1) * p.y_scale  # noqa: E731
-        return Built(calls, real, p.reference())
+        def build(p: Convolution, copies: int) -> Built:
+            wrap = (lambda a: a) if alone else tensor
+            zero, codes, name = (0, p.x_s8, "int8") if signed else (128, p.x_u8, "uint8")
+            x, scale = wrap(codes.transpose(0, 3, 1, 2)), wrap(p.w_scale[:, None].copy())
+            weights = [qk.IntWeight.pack(wrap(p.weight(i)), scale) for i in range(copies)]
+            r = qk.Requant.from_scale(p.w_scale.astype(np.float64) * p.x_scale / p.y_scale, zero, rounding)
+            sizes = {"stride": p.stride, "padding": p.pad, "groups": p.groups, "out_dtype": name}
+            calls = [lambda w=w: qk.conv2d_requant(x, w, r, None, zero, **sizes) for w in weights]
+            out = None
+            if alone:
+                out = np.empty((p.B, p.out, p.out, p.O), name)
+                for call in calls:
+                    call()
+                plans = [next(iter(w._conv_plans.values())) for w in weights]
+                args = (x.ctypes.data, 0, 0, out.ctypes.data, threads)
+                calls = [lambda run=plan.run, keep=(x, weights, r): run(*args) for plan in plans]
 
-    def conv_alone(p: Convolution, copies: int) -> Built:
-        """The plans that the public calls leave with their weights."""
-        x, out = p.x_s8.transpose(0, 3, 1, 2), np.empty((p.B, p.out, p.out, p.O), np.int8)
-        weights, r = conv_weights(p, copies, lambda a: a)
-        for w in weights:
-            qk.conv2d_requant(x, w, r, stride=p.stride, padding=p.pad, groups=p.groups)
-        plans = [next(iter(w._conv_plans.values())) for w in weights]
-        args = (x.ctypes.data, 0, 0, out.ctypes.data, threads)
-        calls = [
-            lambda run=plan.run, keep=(x, w, r): run(*args) for plan, w in zip(plans, weights, strict=True)
-        ]
-        return Built(calls, lambda: (calls[0](), out * p.y_scale)[1], p.reference())
+            def result():
+                y = calls[0]()
+                y = out if alone else np.asarray(y).transpose(0, 2, 3, 1)
+                return (y.astype(np.float64) - zero) * p.y_scale
+
+            return Built(calls, result, p.reference())
+
+        return build
 
     linear_variants = [
         Variant("qkernels kernel alone s8->s32", "gemm", gemm_alone, "exact"),
@@ -196,8 +198,12 @@ def load(threads: int, problem: str):
             Variant("qkernels int8 kernel alone", "int8", signs_alone, "exact"),
         ],
         "conv": [
-            Variant("qkernels kernel alone s8->s8", "conv", conv_alone, "codes_out"),
-            Variant("qkernels conv2d_requant s8->s8", "conv", conv, "codes_out"),
+            Variant("qkernels kernel alone u8->u8", "conv", conv(False, "float", True), "codes_out"),
+            Variant("qkernels kernel alone s8->s8", "conv", conv(True, "float", True), "codes_out"),
+            Variant(
+                "qkernels kernel alone s8->s8 fixed point", "conv", conv(True, "single", True), "codes_out"
+            ),
+            Variant("qkernels conv2d_requant u8->u8", "conv", conv(False, "float", False), "codes_out"),
         ],
     }[problem]
     return "qkernels " + qk.__version__, variants, []
