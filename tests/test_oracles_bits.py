@@ -7,9 +7,6 @@ from helpers import assert_same
 
 import qkernels as qk
 
-if not hasattr(qk, "matmul_binary"):
-    pytest.skip("matmul_binary has not landed", allow_module_level=True)
-
 SHAPES = [(1, 1, 1), (3, 64, 5), (7, 100, 33), (2, 1000, 40)]  # M, K, N
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 

@@ -7,9 +7,6 @@ from oracles import onnx
 
 import qkernels as qk
 
-if not hasattr(qk, "conv2d_int"):
-    pytest.skip("conv2d_int has not landed", allow_module_level=True)
-
 # B, C, H, W, O, kernel, stride, dilation, groups, (top, left, bottom, right)
 CASES = [
     (1, 1, 1, 1, 1, (1, 1), (1, 1), (1, 1), 1, (0, 0, 0, 0)),
