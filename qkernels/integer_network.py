@@ -1,0 +1,378 @@
+"""A whole float network turned into one that computes in integers only, from the image to the logits.
+
+``IntegerNetwork.from_float`` traces a network of convolutions, ReLU, additions, pooling and linear layers with
+torch.fx, watches the range of every tensor on calibration inputs, and writes down one step for each layer with
+what is fused into it: batch norm, padding, ReLU. A tensor is uint8 codes with one static scale and zero point;
+a step reads codes and writes codes (thesis 1.4.2).
+"""
+
+import operator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from . import _standin as standin
+from . import ops
+from .errors import ArgumentError, DTypeError, UnsupportedError
+from .formats import IntWeight
+from .quant import InputQuant, Requant
+
+ACTIVATIONS = {nn.ReLU: "relu", nn.ReLU6: "relu6", F.relu: "relu", F.relu6: "relu6", torch.relu: "relu"}
+NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in eval mode
+ADDITIONS = (operator.add, operator.iadd, torch.add)
+ACCEPTED = (
+    "Conv2d, Linear, BatchNorm2d after a Conv2d, ReLU, ReLU6, ZeroPad2d before a Conv2d, addition of two tensors, "
+    "AdaptiveAvgPool2d(1), Flatten, Identity, Dropout"
+)
+BIAS_LIMIT = 2.0**28  # |bias| in units of the accumulator stays below: a weight scale is never smaller
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What the codes of a tensor mean: ``real = scale * (code - zero_point)``, uint8."""
+
+    scale: float
+    zero_point: int
+
+    @classmethod
+    def of(cls, lo, hi):
+        """The codes that span lo..hi and 0."""
+        lo, hi = min(float(lo), 0.0), max(float(hi), 0.0)
+        scale = float(np.float32((hi - lo) / 255)) if hi > lo else 1.0
+        return cls(scale, round(-lo / scale))
+
+
+@dataclass
+class Step:
+    """One operation of an IntegerNetwork: ``slots[target] = call(*slots[sources])``."""
+
+    name: str  # of the layer in the float network
+    op: str  # of qkernels.ops
+    sources: tuple
+    target: int
+    call: object
+    weight: object = None  # IntWeight
+    bias: object = None  # int32, in units of the accumulator
+    codes: object = None  # Codes of what it writes; None for logits
+    done: tuple = ()  # slots that no later step reads
+
+    @property
+    def nbytes(self):
+        """Bytes of weight and bias."""
+        return sum(0 if a is None else a.nbytes for a in (self.weight, self.bias))
+
+
+class IntegerNetwork(nn.Module):
+    """``logits = network(x)``: x float32, which is quantized once, or its uint8 codes; logits float32.
+
+    The logits are the int32 sums of the last layer times their scale; every step before is in integers.
+
+    Attributes:
+        steps: list of Step, in order.
+        input_codes: Codes of the input.
+    """
+
+    def __init__(self, steps, slots, input_codes):
+        super().__init__()
+        self.steps, self.slots, self.input_codes = steps, slots, input_codes
+        self._input = InputQuant(8, "tensor", input_codes.scale, False, input_codes.zero_point)
+
+    @classmethod
+    def from_float(cls, model, calibration, input_codes=None):
+        """Build the network from a float one.
+
+        Weights are symmetric per output channel, activations per tensor, both from min to max.
+
+        Args:
+            model: an nn.Module that torch.fx can trace, with one input and one output; it is not changed.
+            calibration: an iterable of inputs, float32 tensors.
+            input_codes: Codes of the input if they are known, such as those of 8-bit pixels, else calibrated.
+
+        Raises:
+            UnsupportedError: a layer that has no integer form here; the message names it.
+            ArgumentError: no calibration inputs, or values that are not finite.
+        """
+        if not isinstance(model, nn.Module):
+            raise DTypeError(f"IntegerNetwork: model is a {type(model).__name__}; accepted: torch.nn.Module.")
+        graph = fx.symbolic_trace(standin.fold_batch_norm(model.eval()))
+        graph.graph.eliminate_dead_code()
+        plan = _Plan(graph)
+        return _Builder(plan, _ranges(graph, plan, calibration), input_codes).build()
+
+    def forward(self, x):
+        slots = [None] * self.slots
+        slots[0] = x if x.dtype == torch.uint8 else self.quantize(x)
+        for step in self.steps:
+            slots[step.target] = step.call(*[slots[s] for s in step.sources])
+            for s in step.done:
+                slots[s] = None
+        return slots[-1]
+
+    def quantize(self, x):
+        """Codes of a float input."""
+        return ops.quantize_activations(x, self._input)[0]
+
+    @property
+    def nbytes(self):
+        """Bytes of all weights, their scales and biases."""
+        return sum(step.nbytes for step in self.steps)
+
+    def extra_repr(self):
+        return f"{len(self.steps)} steps, {self.nbytes} bytes"
+
+
+@dataclass
+class _Layer:
+    """Nodes of the traced graph that become one step: ``first`` computes, ``last`` is what others read."""
+
+    kind: str  # "conv", "linear", "add", "pool", "flatten"
+    first: fx.Node
+    last: fx.Node
+    sources: list
+    module: object = None
+    activation: object = None
+    pad: tuple = (0, 0, 0, 0)  # left, right, top, bottom
+
+
+class _Plan:
+    """Which nodes of a traced graph become which step."""
+
+    def __init__(self, graph):
+        self.modules = dict(graph.named_modules())
+        self.layers, self.alias, self.pads, fused = [], {}, {}, set()
+        for node in graph.graph.nodes:
+            if node in fused:
+                continue
+            if node.op == "placeholder":
+                if hasattr(self, "input"):
+                    raise UnsupportedError("IntegerNetwork: the model has two inputs; accepted: one.")
+                self.input = node
+            elif node.op == "output":
+                self.output = self.source(node.args[0], node)
+            else:
+                layer = self._layer(node)
+                if layer is not None:
+                    self.layers.append(layer)
+                    fused.add(layer.last)
+        unfinished = [n for n in self.pads if any(self._kind(u)[0] != "conv" for u in n.users)]
+        if unfinished:
+            self._refuse(unfinished[0])
+
+    def source(self, node, user):
+        """The node whose codes ``node`` stands for."""
+        if not isinstance(node, fx.Node):
+            self._refuse(user)
+        return self.alias.get(node, node)
+
+    def _refuse(self, node):
+        what = type(self.modules[node.target]).__name__ if node.op == "call_module" else node.target
+        name = node.target if node.op == "call_module" else node.name
+        raise UnsupportedError(f"IntegerNetwork: {name} is {what}; accepted: {ACCEPTED}.")
+
+    def _kind(self, node):
+        """(kind, module or None) of a node."""
+        if node.op == "call_module":
+            m = self.modules[node.target]
+            if isinstance(m, nn.Conv2d) and m.padding_mode == "zeros":
+                return "conv", m
+            if isinstance(m, nn.AdaptiveAvgPool2d) and m.output_size in (1, (1, 1)):
+                return "pool", m
+            if isinstance(m, nn.Flatten) and (m.start_dim, m.end_dim) == (1, -1):
+                return "flatten", m
+            kinds = {nn.Linear: "linear", nn.ZeroPad2d: "pad"} | dict.fromkeys(NOTHING, "nothing")
+            kinds |= {k: "activation" for k in ACTIVATIONS}
+            return kinds.get(type(m)), m
+        if node.op == "call_function":
+            if node.target in ADDITIONS and len(node.args) == 2 and not node.kwargs:
+                return "add", None
+            return "activation" if node.target in ACTIVATIONS else None, None
+        return None, None
+
+    def _layer(self, node):
+        kind, module = self._kind(node)
+        if kind is None:
+            self._refuse(node)
+        args = node.args if kind == "add" else node.args[:1]
+        sources = [self.source(a, node) for a in args]
+        if kind == "nothing":
+            self.alias[node] = sources[0]
+            return None
+        if kind == "pad":
+            self.alias[node], self.pads[node] = sources[0], tuple(module.padding)
+            return None
+        if kind == "activation":  # one that follows a layer is fused into it below
+            self._refuse(node)
+        layer = _Layer(kind, node, node, sources, module)
+        if kind == "conv":
+            layer.pad = self._padding(node, module)
+        if kind in ("conv", "linear", "add"):
+            self._fuse_activation(layer)
+        self.alias[node] = layer.last
+        return layer
+
+    def _padding(self, node, conv):
+        if isinstance(conv.padding, str):
+            self._refuse(node)
+        top, left = conv.padding
+        before = self.pads.get(node.args[0], (0, 0, 0, 0))
+        return before[0] + left, before[1] + left, before[2] + top, before[3] + top
+
+    def _fuse_activation(self, layer):
+        """Take a ReLU that alone reads the layer, past modules that do nothing, into it."""
+        node = layer.last
+        while len(node.users) == 1:
+            (user,) = node.users
+            kind, module = self._kind(user)
+            if kind == "activation":
+                layer.activation = ACTIVATIONS[user.target if module is None else type(module)]
+                layer.last = user
+            if kind != "nothing":
+                return
+            node = user
+
+
+class _Watch(fx.Interpreter):
+    """Runs a traced graph and keeps the range of some of its nodes, {node: (lowest, highest)}."""
+
+    def __init__(self, graph, nodes):
+        super().__init__(graph)
+        self.nodes, self.ranges = set(nodes), {}
+
+    def run_node(self, node):
+        y = super().run_node(node)
+        if node in self.nodes and y.numel():
+            lo, hi = (float(v) for v in torch.aminmax(y))
+            if not (np.isfinite(lo) and np.isfinite(hi)):
+                raise ArgumentError(f"IntegerNetwork: calibration: {node.name} is not finite.")
+            before = self.ranges.get(node, (lo, hi))
+            self.ranges[node] = min(lo, before[0]), max(hi, before[1])
+        return y
+
+
+def _ranges(graph, plan, calibration):
+    watch = _Watch(graph, [plan.input, *(layer.last for layer in plan.layers)])
+    with torch.no_grad():
+        for x in calibration:
+            watch.run(x)
+    if not watch.ranges:
+        raise ArgumentError(
+            "IntegerNetwork: calibration has no inputs; accepted: an iterable of model inputs."
+        )
+    return watch.ranges
+
+
+class _Builder:
+    """Writes the steps of a plan."""
+
+    def __init__(self, plan, ranges, input_codes):
+        self.plan, self.ranges = plan, ranges
+        self.codes = {plan.input: input_codes or Codes.of(*ranges[plan.input])}
+        self.slots = {plan.input: 0}
+
+    def build(self):
+        layers, steps = self.plan.layers, []
+        if not layers or layers[-1].kind != "linear" or layers[-1].last is not self.plan.output:
+            raise UnsupportedError("IntegerNetwork: the last layer must be a Linear whose output is the model's.")
+        for layer in layers:
+            self.slots[layer.last] = len(self.slots)
+            step = getattr(self, f"_{layer.kind}")(layer)
+            self.codes[layer.last] = step.codes
+            steps.append(step)
+        last_use = {s: n for n, step in enumerate(steps) for s in step.sources}
+        for slot, n in last_use.items():
+            steps[n].done += (slot,)
+        return IntegerNetwork(steps, len(self.slots), self.codes[self.plan.input])
+
+    def _step(self, layer, op, call, codes, **arrays):
+        sources = tuple(self.slots[s] for s in layer.sources)
+        name = layer.first.target if layer.first.op == "call_module" else layer.first.name
+        return Step(name, op, sources, self.slots[layer.last], call, codes=codes, **arrays)
+
+    def _conv(self, layer):
+        conv, x, y = layer.module, self.codes[layer.sources[0]], self._range(layer)
+        weight, bias, scale = _integers(conv, x.scale)
+        left, right, top, bottom = layer.pad
+        call = partial(
+            standin.conv2d_requant,
+            w=weight,
+            requant=Requant.from_scale(scale / y.scale, y.zero_point, output_scale=y.scale),
+            bias=bias,
+            x_zero_point=x.zero_point,
+            activation=layer.activation,
+            stride=conv.stride,
+            padding=(top, left, bottom, right),
+            dilation=conv.dilation,
+            groups=conv.groups,
+            out_dtype=torch.uint8,
+        )
+        return self._step(layer, "conv2d_requant", call, y, weight=weight, bias=bias)
+
+    def _linear(self, layer):
+        x = self.codes[layer.sources[0]]
+        weight, bias, scale = _integers(layer.module, x.scale)
+        if layer.last is self.plan.output:
+            scale = torch.from_numpy(scale.astype(np.float32))
+            call = partial(logits, w=weight, bias=bias, scale=scale, x_zero_point=x.zero_point)
+            return self._step(layer, "matmul_int", call, None, weight=weight, bias=bias)
+        y = self._range(layer)
+        call = partial(
+            ops.linear_requant,
+            w=weight,
+            requant=Requant.from_scale(scale / y.scale, y.zero_point, output_scale=y.scale),
+            bias=bias,
+            x_zero_point=x.zero_point,
+            activation=layer.activation,
+            out_dtype=torch.uint8,
+        )
+        return self._step(layer, "linear_requant", call, y, weight=weight, bias=bias)
+
+    def _add(self, layer):
+        a, b = (self.codes[s] for s in layer.sources)
+        y = self._range(layer)
+        call = partial(standin.add_requant, a=a, b=b, y=y, activation=layer.activation)
+        return self._step(layer, "add_requant", call, y)
+
+    def _pool(self, layer):
+        x, y = self.codes[layer.sources[0]], self._range(layer)
+        return self._step(layer, "avg_pool", partial(standin.global_avg_pool, x=x, y=y), y)
+
+    def _flatten(self, layer):
+        return self._step(layer, "flatten", partial(torch.flatten, start_dim=1), self.codes[layer.sources[0]])
+
+    def _range(self, layer):
+        return Codes.of(*self.ranges[layer.last])
+
+
+def logits(xq, w, bias, scale, x_zero_point):
+    """The last layer: exact int32 sums, times the scale of each output."""
+    acc = ops.matmul_int(xq, w, x_zero_point)
+    return (acc if bias is None else acc + bias) * scale
+
+
+def _integers(layer, x_scale):
+    """A float layer as (IntWeight, int32 bias or None, float64 scale of the accumulator per output channel).
+
+    A channel whose weights are all zero, or so small that its bias would leave int32 in their units, takes a
+    scale that its bias fits: folding batch norms leaves such channels behind.
+    """
+    w = layer.weight.detach().double().numpy()
+    b = None if layer.bias is None else layer.bias.detach().double().numpy()
+    rows = w.reshape(len(w), -1)
+    scale = np.abs(rows).max(1, initial=0) / 127
+    if b is not None:
+        scale = np.maximum(scale, np.abs(b) / (x_scale * BIAS_LIMIT))
+    scale = np.where(scale < 2.0**-100, 1, scale).astype(np.float32)
+    codes = np.clip(np.rint(rows / scale[:, None]), -127, 127).astype(np.int8)
+    weight = pack(torch.from_numpy(codes.reshape(w.shape)), torch.from_numpy(scale))
+    scale = scale.astype(np.float64) * x_scale
+    bias = None if b is None else torch.from_numpy(np.rint(b / scale).astype(np.int32))
+    return weight, bias, scale
+
+
+def pack(codes, scale):
+    """IntWeight of int8 codes (O, I) or (O, I, kh, kw)."""
+    return standin.pack(codes, scale)
