@@ -276,7 +276,9 @@ class _Builder:
     def build(self):
         layers, steps = self.plan.layers, []
         if not layers or layers[-1].kind != "linear" or layers[-1].last is not self.plan.output:
-            raise UnsupportedError("IntegerNetwork: the last layer must be a Linear whose output is the model's.")
+            raise UnsupportedError(
+                "IntegerNetwork: the last layer must be a Linear whose output is the model's."
+            )
         for layer in layers:
             self.slots[layer.last] = len(self.slots)
             step = getattr(self, f"_{layer.kind}")(layer)
