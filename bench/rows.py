@@ -146,7 +146,7 @@ def _copy_of(block):
     raw = np.empty(block.nbytes + 64, np.uint8)
     copy = raw[-raw.ctypes.data % 64 :][: block.nbytes]
     copy[:] = block
-    return qk._native.PackedInt8(copy.ctypes.data, copy.nbytes, copy)
+    return qk._native.PackedWeight(copy.ctypes.data, copy.nbytes, copy)
 
 
 _kept = functools.lru_cache(maxsize=1)(Weights)  # rows come ordered by shape; copies take much memory

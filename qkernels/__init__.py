@@ -3,7 +3,7 @@
 from importlib import import_module
 
 from .errors import ArgumentError, DTypeError, FormatError, UnsupportedError
-from .formats import IntWeight
+from .formats import IntWeight, MixedIntWeight
 from .ops import linear, linear_requant, matmul_int, quantize_activations, requantize
 from .quant import InputQuant, Requant
 from .registry import capabilities, explain, force_isa
@@ -18,6 +18,7 @@ __all__ = [
     "FormatError",
     "InputQuant",
     "IntWeight",
+    "MixedIntWeight",
     "Requant",
     "UnsupportedError",
     "__version__",

@@ -11,39 +11,40 @@ from torch.utils._python_dispatch import _disable_current_modes
 from . import _native, cpu
 from .cpu import ACTIVATIONS, FLOATS
 from .errors import ArgumentError, UnsupportedError
-from .formats import IntWeight
+from .formats import WeightFormat
 from .registry import ISAS, current_isa, num_threads
 
 _library = torch.library.Library("qkernels", "DEF")
 _library.define(
-    "linear_int8(Tensor x, Tensor packed, Tensor? bias, int out_features, int mode, bool signed, float scale, "
+    "linear_int(Tensor x, Tensor packed, Tensor? bias, int out_features, int mode, int bits, bool signed, float scale, "
     "int zero_point, int activation, ScalarType out_dtype) -> Tensor"
 )
 _FLOAT_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
-def _linear_int8(x, packed, bias, out_features, mode, signed, scale, zero_point, activation, out_dtype):
+def _linear_int(x, packed, bias, out_features, mode, bits, signed, scale, zero_point, activation, out_dtype):
     if packed.dtype is not torch.uint8 or not packed.is_contiguous() or not packed.is_cpu:
-        raise TypeError("qkernels::linear_int8: packed is not a contiguous uint8 CPU tensor.")
-    block = _native.PackedInt8(packed.data_ptr(), packed.numel(), packed)
+        raise TypeError("qkernels::linear_int: packed is not a contiguous uint8 CPU tensor.")
+    block = _native.PackedWeight(packed.data_ptr(), packed.numel(), packed)
     n, k = block.shape
     if x.dim() < 1 or x.shape[-1] != k or n != out_features:
         raise ValueError(
-            f"qkernels::linear_int8: x is {tuple(x.shape)} and out_features {out_features}; the weight is ({n}, {k})."
+            f"qkernels::linear_int: x is {tuple(x.shape)} and out_features {out_features}; the weight is ({n}, {k})."
         )
     if x.dtype not in _FLOAT_DTYPES or out_dtype not in _FLOAT_DTYPES or not x.is_cpu:
-        raise TypeError(f"qkernels::linear_int8: x is {x.dtype} on {x.device}, out_dtype {out_dtype}.")
+        raise TypeError(f"qkernels::linear_int: x is {x.dtype} on {x.device}, out_dtype {out_dtype}.")
     if bias is not None:
         if tuple(bias.shape) != (n,) or not bias.is_cpu:
             raise ValueError(
-                f"qkernels::linear_int8: bias is {tuple(bias.shape)} on {bias.device}, not ({n},) on cpu."
+                f"qkernels::linear_int: bias is {tuple(bias.shape)} on {bias.device}, not ({n},) on cpu."
             )
         bias = bias.to(torch.float32).contiguous()
     rows = x.reshape(-1, k).contiguous() if k else x.new_empty((x.shape[:-1].numel(), 0))
-    plan = _native.LinearInt8(
+    plan = _native.LinearPlan(
         block,
         ISAS[current_isa()][0],
         mode,
+        bits,
         signed,
         scale,
         zero_point,
@@ -65,18 +66,18 @@ def _linear_int8(x, packed, bias, out_features, mode, signed, scale, zero_point,
     return out
 
 
-@torch.library.register_fake("qkernels::linear_int8", lib=_library)
-def _(x, packed, bias, out_features, mode, signed, scale, zero_point, activation, out_dtype):
+@torch.library.register_fake("qkernels::linear_int", lib=_library)
+def _(x, packed, bias, out_features, mode, bits, signed, scale, zero_point, activation, out_dtype):
     return x.new_empty((*x.shape[:-1], out_features), dtype=out_dtype)
 
 
-_library.impl("linear_int8", _linear_int8, "CPU")
+_library.impl("linear_int", _linear_int, "CPU")
 # For inference: no gradient flows through the result, as in eager calls.
-_library.impl("linear_int8", torch.library.fallthrough_kernel, "Autograd")
+_library.impl("linear_int", torch.library.fallthrough_kernel, "Autograd")
 
 
 def layout(w):
-    """The prepacked block of an int8 weight as a tensor, on the memory that eager calls use; made once."""
+    """The prepacked block of a weight as a tensor, on the memory that eager calls use; made once."""
     block = w.__dict__.get("_packed_tensor")
     if block is None:
         with _disable_current_modes():  # real memory, also where fake tensors are being traced
@@ -93,18 +94,19 @@ def _ready_to_trace(self):
 # Dynamo runs a function so marked (torch.compiler.assume_constant_result, which would import it here) while it
 # traces, and does not look inside. What it leaves behind is then read from the weight and guarded like any tensor.
 _ready_to_trace._dynamo_marked_constant = True
-IntWeight._ready_to_trace = _ready_to_trace
+WeightFormat._ready_to_trace = _ready_to_trace
 
 
 def linear_packed(x, packed, bias, n, input_quant, activation, out_dtype):
     """``linear`` on a prepacked block; what a module calls while it is compiled."""
     mode = cpu.input_mode(input_quant)
-    return torch.ops.qkernels.linear_int8(
+    return torch.ops.qkernels.linear_int(
         x,
         packed,
         bias,
         n,
         mode,
+        input_quant.bits,
         input_quant.signed,
         input_quant.scale if mode == 2 else 1.0,
         input_quant.zero_point or 0,

@@ -15,10 +15,10 @@ import numpy as np
 
 from ._arrays import as_kind
 from .errors import ArgumentError, DTypeError, FormatError, UnsupportedError
-from .formats import IntWeight, WeightFormat
+from .formats import IntWeight, MixedIntWeight, WeightFormat
 
 VERSION = 1
-FORMATS = {"IntWeight": IntWeight}
+FORMATS = {f.__name__: f for f in (IntWeight, MixedIntWeight)}
 
 
 def save(path, weights):
@@ -42,8 +42,7 @@ def save(path, weights):
         described[name] = {
             "format": type(w).__name__,
             "version": w.version,
-            "bits": w.bits,
-            "group_size": w.group_size,
+            **w.options(),
             "shape": list(w.shape),
             "arrays": list(arrays),
         }
@@ -114,9 +113,9 @@ def _weight(name, described, tensors, like):
         )
     arrays = {field: tensors.pop(f"{name}.{field}") for field in described["arrays"]}
     arrays = {field: a if like is None else as_kind(a, like) for field, a in arrays.items()}
-    n, k = described["shape"]
-    options = {"bits": described["bits"], "group_size": described["group_size"], "shape": (n, k)}
-    return FORMATS[described["format"]](**arrays, **options)
+    kind = FORMATS[described["format"]]
+    options = {name: described[name] for name in kind.OPTIONS}
+    return kind(**arrays, **options, shape=tuple(described["shape"]))
 
 
 def _safetensors():

@@ -66,10 +66,12 @@ class Linear(nn.Module):
                 f"{where}: out_dtype is {out_dtype}; accepted: None, float32, bfloat16, float16 of torch."
             )
         self.out_features, self.in_features = weight.shape
-        self.bits, self.activation, self.out_dtype = weight.bits, activation, out_dtype
-        self.granularity = self.signed = x_scale = x_zero_point = None
+        self.bits, self.group_size = weight.bits, weight.group_size
+        self.activation, self.out_dtype = activation, out_dtype
+        self.granularity = self.signed = self.input_bits = x_scale = x_zero_point = None
         if input_quant is not None:
             self.granularity, self.signed = input_quant.granularity, input_quant.signed
+            self.input_bits = input_quant.bits
             if self.granularity == "channel":
                 input_quant.weight_scale(where, weight.input_scale)
             elif input_quant.scale is not None:
@@ -111,12 +113,12 @@ class Linear(nn.Module):
         the weight as compiled code takes it. Eager calls use the same memory."""
         shape = (self.out_features, self.in_features)
         arrays = {name: getattr(self, name) for name in ARRAYS}
-        w = weight or IntWeight(**arrays, bits=self.bits, shape=shape)
+        w = weight or IntWeight(**arrays, bits=self.bits, group_size=self.group_size, shape=shape)
         q = None
         if self.granularity is not None:
             scale = None if self.x_scale is None else self.x_scale.item()
             zero_point = None if self.x_zero_point is None else int(self.x_zero_point)
-            q = InputQuant(8, self.granularity, scale, self.signed, zero_point)
+            q = InputQuant(self.input_bits, self.granularity, scale, self.signed, zero_point)
         self._layout, self._call = (
             None if q is None else _torch_ops.layout(w),
             (w, self.bias, self.activation, q),
@@ -200,7 +202,7 @@ class Linear(nn.Module):
         text = (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         )
-        text += f", bits={self.bits}"
+        text += f", bits={self.bits}" + (f", group_size={self.group_size}" if self.group_size else "")
         if self.granularity is not None:
             static = self.granularity == "channel" or self.x_scale is not None
             text += f", input={'static' if static else 'dynamic'} per {self.granularity}"

@@ -15,7 +15,7 @@ SCALE_MIN, SCALE_MAX = 2.0**-126, 2.0**126  # 1 / scale stays a normal float32
 
 @dataclass(frozen=True, eq=False)
 class InputQuant:
-    """How the activations of a linear layer become 8-bit codes: ``x ~ scale * (code - zero_point)``.
+    """How the activations of a linear layer become integer codes: ``x ~ scale * (code - zero_point)``.
 
     granularity "token"    one dynamic scale per row of x.
                 "tensor"   one scale: dynamic, or static where ``scale`` is given.
@@ -25,15 +25,15 @@ class InputQuant:
     The arithmetic is in ``qkernels.reference.quantize``. Objects are hashable; arrays compare by identity.
 
     Args:
-        bits: 8.
+        bits: 2 to 8; codes span -2**(bits - 1)..2**(bits - 1) - 1, or 0..2**bits - 1 if not signed.
         scale: None (dynamic), a number ("tensor"), float32 (K,) ("channel"); between 2**-126 and 2**126.
-        signed: int8 codes, else uint8; dynamic unsigned codes clip negative numbers to 0.
-        zero_point: the code of 0, for a static "tensor" scale only; within int8, or uint8 if not signed.
+        signed: codes are int8, else uint8; dynamic unsigned codes clip negative numbers to 0.
+        zero_point: the code of 0, for a static "tensor" scale only; a code itself.
         power: None.
 
     Raises:
         ArgumentError: a value outside of the above.
-        UnsupportedError: bits other than 8, or a power.
+        UnsupportedError: bits outside of 2..8, or a power.
     """
 
     bits: int = 8
@@ -47,8 +47,12 @@ class InputQuant:
 
     def __post_init__(self):
         where, put = "InputQuant", lambda name, value: object.__setattr__(self, name, value)
-        if not isinstance(self.bits, int | np.integer) or self.bits != 8:
-            raise UnsupportedError(f"{where}: bits is {self.bits!r}; accepted: 8 (others come later).")
+        if (
+            isinstance(self.bits, bool)
+            or not isinstance(self.bits, int | np.integer)
+            or not 2 <= self.bits <= 8
+        ):
+            raise UnsupportedError(f"{where}: bits is {self.bits!r}; accepted: 2 to 8.")
         if self.power is not None:
             raise UnsupportedError(
                 f"{where}: power is {self.power!r}; accepted: None (power codes come later)."
@@ -59,7 +63,7 @@ class InputQuant:
             )
         if not isinstance(self.signed, bool | np.bool_):
             raise ArgumentError(f"{where}: signed is {self.signed!r}; accepted: True, False.")
-        put("bits", 8)
+        put("bits", int(self.bits))
         put("signed", bool(self.signed))
         if self.scale is not None:
             put("scale", self._checked_scale(where))
@@ -96,13 +100,19 @@ class InputQuant:
         zp = as_numpy(self.zero_point, where, "zero_point")
         if zp.size != 1 or zp.dtype.kind not in "iu":
             raise DTypeError(f"{where}: zero_point is {self.zero_point!r}; accepted: one integer.")
-        lo, hi = (-128, 127) if self.signed else (0, 255)
+        lo, hi = self.limits
         zp = int(zp.reshape(()))
         if not lo <= zp <= hi:
             raise ArgumentError(
-                f"{where}: zero_point is {zp}; accepted: {lo}..{hi} with signed={self.signed}."
+                f"{where}: zero_point is {zp}; accepted: {lo}..{hi} with bits={self.bits}, "
+                f"signed={self.signed}."
             )
         return zp
+
+    @property
+    def limits(self):
+        """The least and the largest code."""
+        return (-(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1) if self.signed else (0, 2**self.bits - 1)
 
     def channel_scale(self, where, input_scale, k):
         """The float32 (K,) scales of granularity "channel": the weight's input_scale, else ``scale``.

@@ -33,7 +33,7 @@ def operator_arguments(w, quant, x, bias=None, activation=1, out_dtype=torch.flo
     mode = qk.cpu.input_mode(q)
     scale, zero_point = (q.scale, q.zero_point) if quant == "static" else (1.0, 0)
     n = w.shape[0]
-    return x, _torch_ops.layout(w), bias, n, mode, q.signed, scale, zero_point, activation, out_dtype
+    return x, _torch_ops.layout(w), bias, n, mode, q.bits, q.signed, scale, zero_point, activation, out_dtype
 
 
 # ---- the operator ----------------------------------------------------------------------------------------
@@ -50,14 +50,14 @@ def test_opcheck(quant):
     ]
     for x, bias, out_dtype in cases:
         arguments = operator_arguments(w, quant, x, bias, out_dtype=out_dtype)
-        torch.library.opcheck(torch.ops.qkernels.linear_int8.default, arguments)
+        torch.library.opcheck(torch.ops.qkernels.linear_int.default, arguments)
 
 
 @each_quant
 @pytest.mark.parametrize("shape", [(20,), (1, 20), (2, 3, 20), (0, 20)], ids=str)
 def test_operator_equals_eager(quant, shape):
     w, x, bias = weight(quant=quant), torch.randn(shape), torch.randn(24)
-    y = torch.ops.qkernels.linear_int8(*operator_arguments(w, quant, x, bias))
+    y = torch.ops.qkernels.linear_int(*operator_arguments(w, quant, x, bias))
     assert torch.equal(y, qk.linear(x, w, bias, "relu", QUANTS[quant]))
 
 
@@ -66,7 +66,7 @@ def test_a_tampered_block_is_refused():
     w, x = weight(), torch.randn(3, 20)
     arguments = list(operator_arguments(w, "token", x))
     good = arguments[1].clone()
-    run = torch.ops.qkernels.linear_int8
+    run = torch.ops.qkernels.linear_int
     expected = run(*arguments)
     arguments[1] = good
     assert torch.equal(run(*arguments), expected)
@@ -127,7 +127,7 @@ def test_operator_refuses_wrong_arguments():
     ]
     for change in bad:
         with pytest.raises((ValueError, TypeError, NotImplementedError, RuntimeError)) as e:
-            torch.ops.qkernels.linear_int8(*{**good, **change}.values())
+            torch.ops.qkernels.linear_int(*{**good, **change}.values())
         assert not isinstance(e.value, SystemError), change
 
 

@@ -2,5 +2,6 @@
 
 from .base import WeightFormat
 from .int import IntWeight
+from .mixed import MixedIntWeight
 
-__all__ = ["IntWeight", "WeightFormat"]
+__all__ = ["IntWeight", "MixedIntWeight", "WeightFormat"]

@@ -107,8 +107,7 @@ def linear_request(
             )
         if input_quant.granularity == "channel":
             input_quant.weight_scale(op, w.numpy().input_scale)
-        lo, hi = (-128, 127) if input_quant.signed else (0, 255)
-        check_accumulator(op, w, lo, hi, input_quant.zero_point or 0)
+        check_accumulator(op, w, *input_quant.limits, input_quant.zero_point or 0)
     elif not isinstance(compute_dtype, str | None) or compute_dtype not in (None, "float32"):
         raise ArgumentError(f"{op}: compute_dtype is {compute_dtype!r}; accepted: None, 'float32'.")
     name = name_of_dtype(

@@ -20,7 +20,7 @@ def integer_activations(request):
 
 
 GEMM_ISAS = ("scalar", "avx2", "avx512vnni")
-GEMM_FORMATS = ("IntWeight",)
+GEMM_FORMATS = ("IntWeight", "MixedIntWeight")
 
 add_rows("linear", GEMM_FORMATS, "gemm", GEMM_ISAS, cpu.linear, reference_backend.linear, integer_activations)
 for _op in ("matmul_int", "linear_requant"):

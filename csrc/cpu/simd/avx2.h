@@ -31,10 +31,34 @@ struct wvec {
     __m256i low, high;  // 4 channels x 4 k each, int16
 };
 using xvec = __m256i;
+using bvec = __m256i;  // the bytes of a k step of ACC_N channels
 
-inline wvec load_w(const int8_t* p) {
-    const auto* q = reinterpret_cast<const __m128i*>(p);
-    return {_mm256_cvtepi8_epi16(_mm_loadu_si128(q)), _mm256_cvtepi8_epi16(_mm_loadu_si128(q + 1))};
+inline bvec zero_bytes() { return _mm256_setzero_si256(); }
+inline bvec load_b(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+inline void store_b(int8_t* p, bvec b) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), b); }
+inline bvec field(bvec b, int shift, uint8_t mask) {
+    return _mm256_and_si256(_mm256_srl_epi16(b, _mm_cvtsi32_si128(shift)), _mm256_set1_epi8(static_cast<char>(mask)));
+}
+inline bvec shift_left(bvec b, int shift) {  // of small fields: nothing reaches the next byte
+    return _mm256_sll_epi16(b, _mm_cvtsi32_si128(shift));
+}
+inline bvec or_b(bvec a, bvec b) { return _mm256_or_si256(a, b); }
+inline bvec sub_b(bvec a, bvec b) { return _mm256_sub_epi8(a, b); }
+inline bvec bit_plane(const uint8_t* plane, int channel, uint8_t value) {  // value where a bit is 1, else 0
+    int32_t bits;
+    __builtin_memcpy(&bits, plane + channel / 2, 4);
+    const __m256i pick = _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0);
+    const __m256i one = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201));
+    const __m256i spread = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(bits), pick), one);
+    return _mm256_and_si256(_mm256_cmpeq_epi8(spread, one), _mm256_set1_epi8(static_cast<char>(value)));
+}
+inline bvec repeat4(const uint8_t* p) {  // byte of each channel, for its four k
+    const __m256i pick =
+        _mm256_set_epi64x(0x0707070706060606, 0x0505050504040404, 0x0303030302020202, 0x0101010100000000);
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))), pick);
+}
+inline wvec operand(bvec b) {
+    return {_mm256_cvtepi8_epi16(_mm256_castsi256_si128(b)), _mm256_cvtepi8_epi16(_mm256_extracti128_si256(b, 1))};
 }
 inline xvec load_x(const uint8_t* p) {
     int32_t four;
@@ -45,20 +69,21 @@ inline acc_t dot4(acc_t acc, xvec x, wvec w) {
     return {_mm256_add_epi32(acc.low, _mm256_madd_epi16(x, w.low)),
             _mm256_add_epi32(acc.high, _mm256_madd_epi16(x, w.high))};
 }
+inline xvec set_x(uint8_t x) { return _mm256_set1_epi16(x); }
+inline acc_t acc_zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+inline __m256i acc_lanes(acc_t acc) { return _mm256_permute4x64_epi64(_mm256_hadd_epi32(acc.low, acc.high), 0xd8); }
 inline acc_t acc_load(const int32_t* p) {
     const auto* q = reinterpret_cast<const __m128i*>(p);
     return {_mm256_cvtepu32_epi64(_mm_loadu_si128(q)), _mm256_cvtepu32_epi64(_mm_loadu_si128(q + 1))};
 }
-inline void acc_store(int32_t* p, acc_t acc) {
-    const __m256i pairs = _mm256_hadd_epi32(acc.low, acc.high);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(pairs, 0xd8));
-}
+inline void acc_store(int32_t* p, acc_t acc) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), acc_lanes(acc)); }
 
 // ---- float32 -----------------------------------------------------------------------------------------------------
 inline f32v set1(float x) { return _mm256_set1_ps(x); }
 inline f32v add(f32v a, f32v b) { return _mm256_add_ps(a, b); }
 inline f32v sub(f32v a, f32v b) { return _mm256_sub_ps(a, b); }
 inline f32v mul(f32v a, f32v b) { return _mm256_mul_ps(a, b); }
+inline f32v fma(f32v a, f32v b, f32v c) { return _mm256_fmadd_ps(a, b, c); }
 inline f32v reciprocal(f32v a) {
     const f32v r = _mm256_rcp_ps(a);
     return mul(r, sub(set1(2.0f), mul(a, r)));
@@ -153,11 +178,15 @@ inline void store_bytes(uint8_t* p, i32v v, int n) {
     store_bytes(tail, v);
     __builtin_memcpy(p, tail, n);
 }
-inline void store_codes4(uint8_t* p, i32v a, i32v b, i32v c, i32v d, int16_t zero, bool is_signed, uint8_t flip) {
+inline void store_codes4(uint8_t* p, i32v a, i32v b, i32v c, i32v d, int16_t zero, bool is_signed, int16_t lo,
+                         int16_t hi, uint8_t flip) {
     const __m256i z = _mm256_set1_epi16(zero);
     const __m256i ab = _mm256_adds_epi16(_mm256_packs_epi32(a, b), z);
     const __m256i cd = _mm256_adds_epi16(_mm256_packs_epi32(c, d), z);
     __m256i codes = is_signed ? _mm256_packs_epi16(ab, cd) : _mm256_packus_epi16(ab, cd);
+    const __m256i least = _mm256_set1_epi8(static_cast<char>(lo)), most = _mm256_set1_epi8(static_cast<char>(hi));
+    codes = is_signed ? _mm256_min_epi8(_mm256_max_epi8(codes, least), most)
+                      : _mm256_min_epu8(_mm256_max_epu8(codes, least), most);
     codes = _mm256_xor_si256(codes, _mm256_set1_epi8(static_cast<char>(flip)));
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permutevar8x32_epi32(codes, order));

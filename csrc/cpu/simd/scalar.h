@@ -25,16 +25,46 @@ inline constexpr int ACC_N = 1;
 inline constexpr int NV = 8;
 inline constexpr int MR = 1;
 using acc_t = int32_t;
-using wvec = const int8_t*;
-using xvec = const uint8_t*;
+struct bvec {  // the bytes of a k step of one channel
+    uint8_t v[4];
+};
+using wvec = bvec;
+using xvec = bvec;
 
-inline wvec load_w(const int8_t* p) { return p; }
-inline xvec load_x(const uint8_t* p) { return p; }
+inline bvec zero_bytes() { return {}; }
+inline bvec load_b(const uint8_t* p) { return {p[0], p[1], p[2], p[3]}; }
+inline void store_b(int8_t* p, bvec b) { std::memcpy(p, b.v, 4); }
+template <class F>
+inline bvec each_byte(F f) {
+    return {static_cast<uint8_t>(f(0)), static_cast<uint8_t>(f(1)), static_cast<uint8_t>(f(2)),
+            static_cast<uint8_t>(f(3))};
+}
+inline bvec field(bvec b, int shift, uint8_t mask) {
+    return each_byte([&](int i) { return b.v[i] >> shift & mask; });
+}
+inline bvec shift_left(bvec b, int shift) {
+    return each_byte([&](int i) { return b.v[i] << shift; });
+}
+inline bvec or_b(bvec a, bvec b) {
+    return each_byte([&](int i) { return a.v[i] | b.v[i]; });
+}
+inline bvec sub_b(bvec a, bvec b) {
+    return each_byte([&](int i) { return a.v[i] - b.v[i]; });
+}
+inline bvec bit_plane(const uint8_t* plane, int channel, uint8_t value) {  // value where a bit is 1, else 0
+    return each_byte([&](int i) { return plane[channel / 2] >> (channel % 2 * 4 + i) & 1 ? value : 0; });
+}
+inline bvec repeat4(const uint8_t* p) { return {*p, *p, *p, *p}; }
+inline wvec operand(bvec b) { return b; }
+inline xvec load_x(const uint8_t* p) { return load_b(p); }
+inline xvec set_x(uint8_t x) { return {x, x, x, x}; }
 inline acc_t dot4(acc_t acc, xvec x, wvec w) {  // unsigned: the offset form may wrap modulo 2^32
     uint32_t sum = static_cast<uint32_t>(acc);
-    for (int i = 0; i < 4; ++i) sum += static_cast<uint32_t>(int32_t{x[i]} * int32_t{w[i]});
+    for (int i = 0; i < 4; ++i) sum += static_cast<uint32_t>(int32_t{x.v[i]} * int32_t{static_cast<int8_t>(w.v[i])});
     return static_cast<int32_t>(sum);
 }
+inline acc_t acc_zero() { return 0; }
+inline int32_t acc_lanes(acc_t acc) { return acc; }
 inline acc_t acc_load(const int32_t* p) { return *p; }
 inline void acc_store(int32_t* p, acc_t acc) { *p = acc; }
 
@@ -53,6 +83,7 @@ inline f32v set1(float x) { return x; }
 inline f32v add(f32v a, f32v b) { return a + b; }
 inline f32v sub(f32v a, f32v b) { return a - b; }
 inline f32v mul(f32v a, f32v b) { return a * b; }
+inline f32v fma(f32v a, f32v b, f32v c) { return std::fma(a, b, c); }
 inline f32v reciprocal(f32v a) { return 1.0f / a; }
 inline f32v min(f32v a, f32v b) { return a < b ? a : b; }
 inline f32v max(f32v a, f32v b) { return a > b ? a : b; }
@@ -119,8 +150,9 @@ inline i32v to_int(f32v a) {  // what is below int32 becomes its minimum, as the
 }
 inline void store_bytes(uint8_t* p, i32v v) { *p = static_cast<uint8_t>(v); }
 inline void store_bytes(uint8_t* p, i32v v, int) { *p = static_cast<uint8_t>(v); }
-inline void store_codes4(uint8_t* p, i32v a, i32v b, i32v c, i32v d, int16_t zero, bool is_signed, uint8_t flip) {
-    const int32_t lo = is_signed ? -128 : 0, hi = is_signed ? 127 : 255, in[4] = {a, b, c, d};
+inline void store_codes4(uint8_t* p, i32v a, i32v b, i32v c, i32v d, int16_t zero, bool, int16_t lo, int16_t hi,
+                         uint8_t flip) {
+    const int32_t in[4] = {a, b, c, d};
     for (int i = 0; i < 4; ++i) {
         const int64_t v = int64_t{in[i]} + zero;
         p[i] = static_cast<uint8_t>(v < lo ? lo : v > hi ? hi : v) ^ flip;
