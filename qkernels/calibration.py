@@ -89,12 +89,13 @@ def smoothing_scale(amax, weight, exponent):
     return np.where(used, np.clip(s, 2.0**-60, 2.0**60), 1).astype(np.float32)
 
 
-def static_scale(where, stats, k, granularity):
-    """max|x| / 127 as a float ("tensor") or float32 (K,) ("channel"), from max|x| per channel."""
+def static_scale(where, stats, k, granularity, bits=8):
+    """max|x| / (2**(bits - 1) - 1), a float ("tensor") or float32 (K,) ("channel"), from max|x| per channel."""
+    most = np.float32(2 ** (bits - 1) - 1)
     amax = channel_amax(where, stats, k)
     if granularity == "tensor":
         amax = np.max(amax, initial=0)
-        return float(np.float32(1) if amax < TINY else amax / np.float32(127))
+        return float(np.float32(1) if amax < TINY else amax / most)
     used = amax >= TINY
-    guard = np.median(amax[used]) if used.any() else 127.0
-    return np.where(used, amax, np.float32(guard)) / np.float32(127)
+    guard = np.median(amax[used]) if used.any() else float(most)
+    return np.where(used, amax, np.float32(guard)) / most

@@ -18,11 +18,14 @@ from .quant import InputQuant
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one linear layer is compressed to int8.
+    """How one linear layer is compressed to integers.
 
     weight     granularity of the weight's scale: "channel" or "tensor".
+    bits       of the weight's codes, 2 to 8.
+    group_size codes along K that share a scale; None for a whole row. Only with "channel".
+    input_bits of the activations' codes, 2 to 8.
     input      granularity of the activations': "token", "tensor", "channel", or None (weight-only).
-    static     the scale of the activations comes from calibration: max|x| / 127. Always so for "channel".
+    static     the scale of the activations comes from calibration: max|x| / (2**(input_bits - 1) - 1). Always so for "channel".
     symmetric  the weight has no zero points.
     smooth     exponent a of the input scales s[k] = max|x[:, k]|**a / max|W[:, k]|**(1 - a) that are divided out
                of the activations and folded into the weight, so that a few large input channels do not take
@@ -35,6 +38,9 @@ class Recipe:
     static: bool = False
     symmetric: bool = True
     smooth: float = 0.0
+    bits: int = 8
+    group_size: object = None
+    input_bits: int = 8
 
     def __post_init__(self):
         for name, accepted in (
@@ -43,6 +49,13 @@ class Recipe:
         ):
             if getattr(self, name) not in accepted:
                 raise ArgumentError(f"Recipe: {name} is {getattr(self, name)!r}; accepted: {accepted}.")
+        for name in ("bits", "input_bits"):
+            if getattr(self, name) not in range(2, 9):
+                raise ArgumentError(f"Recipe: {name} is {getattr(self, name)!r}; accepted: 2 to 8.")
+        if self.group_size is not None and self.weight != "channel":
+            raise ArgumentError(
+                f"Recipe: group_size is {self.group_size!r} with weight {self.weight!r}; accepted: 'channel'."
+            )
         if self.static and self.input not in ("tensor", "channel"):
             raise ArgumentError(
                 f"Recipe: static is True with input {self.input!r}; accepted: 'tensor', 'channel'."
@@ -55,11 +68,24 @@ class Recipe:
             object.__setattr__(self, "smooth", 0.0)
 
 
+def narrow(bits, group_size=None, input_bits=8):
+    """Few bits, per token: zero points, which use all of the few codes, and smoothing."""
+    return Recipe("channel", "token", False, False, 0.5, bits, group_size, input_bits)
+
+
 RECIPES = {
     "int8-token": Recipe(smooth=0.5),
     "int8-tensor": Recipe(input="tensor"),
     "int8-static": Recipe(input="tensor", static=True),
     "int8-spiq": Recipe(input="channel", static=True),
+    "w4a8": narrow(4),
+    "w4a8-g128": narrow(4, 128),
+    "w4a8-g64": narrow(4, 64),
+    "w4a8-g32": narrow(4, 32),
+    "w3a8-g64": narrow(3, 64),
+    "w2a8-g16": narrow(2, 16),
+    "w4a4": narrow(4, input_bits=4),
+    "w4a4-g64": narrow(4, 64, input_bits=4),
 }
 ALIASES = {"int8": "int8-token"}
 
@@ -176,7 +202,7 @@ def as_recipe(recipe):
 def compress_linear(linear, recipe, stats=None, name="", weights=None):
     """A ``qkernels.nn.Linear`` from a ``torch.nn.Linear``; ``weights`` shares the codes of tied weights.
 
-    Static scales are max|x| / 127. With "channel", an input channel that was all zero gets the median of the
+    Static scales are max|x| over the largest code. With "channel", an input channel that was all zero gets the median of the
     other channels' scales, so that it neither swells the folded weight nor clips early.
     """
     where, recipe = f"compress: layer {name!r}" if name else "nn.Linear.from_float", as_recipe(recipe)
@@ -192,18 +218,19 @@ def compress_linear(linear, recipe, stats=None, name="", weights=None):
         folded = smoothing_scale(stats, linear.weight, recipe.smooth)
         stats = stats / folded
     if recipe.static:
-        scale = static_scale(where, stats, linear.in_features, recipe.input)
-    key = (id(linear.weight), recipe.weight, recipe.symmetric)
+        scale = static_scale(where, stats, linear.in_features, recipe.input, recipe.input_bits)
+    key = (id(linear.weight), recipe.weight, recipe.symmetric, recipe.bits, recipe.group_size)
     folded = scale if recipe.input == "channel" else folded
     weight = None if folded is not None or weights is None else weights.get(key)
     if weight is None:
         options = {"granularity": recipe.weight, "symmetric": recipe.symmetric, "input_scale": folded}
-        weight = IntWeight.quantize(linear.weight.detach().cpu(), **options)
+        w = linear.weight.detach().cpu()
+        weight = IntWeight.quantize(w, recipe.bits, recipe.group_size, **options)
         if folded is None and weights is not None:
             weights[key] = weight
     q = None
     if recipe.input is not None:
-        q = InputQuant(granularity=recipe.input, scale=scale if recipe.input == "tensor" else None)
+        q = InputQuant(recipe.input_bits, recipe.input, scale if recipe.input == "tensor" else None)
     bias = None if linear.bias is None else linear.bias.detach().cpu().clone()
     return Linear(weight, bias, q).train(linear.training)
 

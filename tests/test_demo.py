@@ -17,8 +17,21 @@ from qkernels.demo.minilm import data, demo
 from qkernels.demo.minilm.model import Batch, SentenceEncoder, linear_layers
 from qkernels.errors import ArgumentError
 
-# Mean cosine to float32 on the evaluated sentences that each int8 recipe must keep.
-COSINES = {"int8-token": 0.999, "int8-tensor": 0.98, "int8-static": 0.98, "int8-spiq": 0.99}
+# Mean cosine to float32 on the evaluated sentences that each recipe must keep.
+COSINES = {
+    "int8-token": 0.999,
+    "int8-tensor": 0.98,
+    "int8-static": 0.98,
+    "int8-spiq": 0.99,
+    "w4a8": 0.945,
+    "w4a8-g128": 0.965,
+    "w4a8-g64": 0.972,
+    "w4a8-g32": 0.979,
+    "w3a8-g64": 0.88,
+    "w2a8-g16": 0.65,
+    "w4a4": 0.80,
+    "w4a4-g64": 0.83,
+}
 
 
 @pytest.fixture(scope="module")
