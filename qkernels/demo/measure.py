@@ -14,7 +14,7 @@ MULTIPLY_EVENTS = {  # operators that multiply by a weight in a compiled graph
     "mkldnn::_linear_pointwise",
     "mkldnn::_convolution_pointwise",
     "mkldnn::_convolution_pointwise_",
-    "qkernels::linear_int8",
+    "qkernels::linear_int",
 }
 
 
