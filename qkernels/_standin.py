@@ -23,14 +23,6 @@ def fold_batch_norm(m):
     return m
 
 
-def pack(codes, scale):
-    if codes.dim() == 2:
-        return IntWeight.pack(codes, scale)
-    return SimpleNamespace(
-        c=codes.double(), scale=scale, nbytes=codes.numel() + 4 * scale.numel(), shape=tuple(codes.shape)
-    )
-
-
 def _requant(acc, r, lo, hi, dims):
     m = torch.from_numpy(r.multiplier.astype(np.int64))
     t = torch.from_numpy(31 + r.shift.astype(np.int64))
@@ -43,9 +35,10 @@ def _requant(acc, r, lo, hi, dims):
 def conv2d_requant(
     xq, w, requant, bias, x_zero_point, activation, stride, padding, dilation, groups, out_dtype
 ):
-    t, l, b, r = padding
+    t, b, l, r = padding
     x = F.pad(xq.double() - x_zero_point, (l, r, t, b))
-    acc = F.conv2d(x, w.c, None, stride, 0, dilation, groups).long()
+    c = w.codes().view(w.shape[0], -1).double() - (0 if w.zero_point is None else w.zero_point.double())
+    acc = F.conv2d(x, c.view(w.shape), None, stride, 0, dilation, groups).long()
     acc = acc if bias is None else acc + bias[:, None, None]
     lo, hi = requant.limits(activation, np.uint8)
     return _requant(acc, requant, lo, hi, 4)

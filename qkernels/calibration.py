@@ -11,11 +11,12 @@ from .errors import ArgumentError
 TINY = 2.0**-100  # an amax below this counts as zero, as in quantize_activations
 
 
-def calibrate(model, layers, calibration, required):
+def calibrate(model, layers, calibration, required, means=None):
     """{name: max|x[..., k]| float32 (K,)} over all inputs of each layer in {name: layer} that they reach.
 
     Args:
         required: names of the layers that they must reach.
+        means: a dict that takes the mean of x[..., k] over them, {name: float64 (K,)}.
 
     Raises:
         ArgumentError: no calibration inputs, a layer they do not reach, or an input that is not finite.
@@ -25,15 +26,17 @@ def calibrate(model, layers, calibration, required):
             "compress: calibration is None, and the recipe is static; accepted: an iterable of model inputs. "
             "About a hundred typical ones will do. A dynamic recipe, such as 'int8-token', needs none."
         )
-    seen = {}
+    seen, sums = {}, {}
 
     def watch(name):
         def hook(module, args, kwargs):
             x = args[0] if args else kwargs["input"]
-            amax = x.detach().abs().reshape(-1, x.shape[-1])
-            if amax.shape[0]:
-                amax = amax.amax(0).float()
+            rows = x.detach().reshape(-1, x.shape[-1])
+            if rows.shape[0]:
+                amax = rows.abs().amax(0).float()
                 seen[name] = torch.maximum(seen[name], amax) if name in seen else amax
+                total, count = sums.get(name, (0, 0))
+                sums[name] = total + rows.sum(0, dtype=torch.float64), count + rows.shape[0]
 
         return hook
 
@@ -63,6 +66,8 @@ def calibrate(model, layers, calibration, required):
             raise ArgumentError(
                 f"compress: calibration: the input of layer {name!r} is not finite; accepted: finite inputs."
             )
+    if means is not None:
+        means.update({name: (total / count).cpu() for name, (total, count) in sums.items()})
     return {name: amax.cpu() for name, amax in seen.items()}
 
 

@@ -24,6 +24,8 @@ class Recipe:
     bits       of the weight's codes, 2 to 8.
     group_size codes along K that share a scale; None for a whole row. Only with "channel".
     input_bits of the activations' codes, 2 to 8.
+    correct    the bias takes what rounding the weights moves each output by on average, from the mean of each input
+               channel (Nagel et al. 2019, section 4.2). Needs calibration, and is left out where none is given.
     input      granularity of the activations': "token", "tensor", "channel", or None (weight-only).
     static     the scale of the activations comes from calibration: max|x| / (2**(input_bits - 1) - 1). Always so for "channel".
     symmetric  the weight has no zero points.
@@ -41,6 +43,7 @@ class Recipe:
     bits: int = 8
     group_size: object = None
     input_bits: int = 8
+    correct: bool = False
 
     def __post_init__(self):
         for name, accepted in (
@@ -69,8 +72,8 @@ class Recipe:
 
 
 def narrow(bits, group_size=None, input_bits=8):
-    """Few bits, per token: zero points, which use all of the few codes, and smoothing."""
-    return Recipe("channel", "token", False, False, 0.5, bits, group_size, input_bits)
+    """Few bits, per token: zero points, which use all of the few codes, smoothing, corrected biases."""
+    return Recipe("channel", "token", False, False, 0.5, bits, group_size, input_bits, correct=True)
 
 
 RECIPES = {
@@ -116,17 +119,17 @@ def compress(model, recipe, calibration=None, inplace=False):
     if not isinstance(model, nn.Module):
         raise DTypeError(f"compress: model is a {type(model).__name__}; accepted: torch.nn.Module.")
     chosen = choose_layers(model, recipe)
-    smooth = calibration is not None
-    watched = {name: layer for name, (layer, r) in chosen.items() if r.static or (smooth and r.smooth)}
-    static = [name for name in watched if chosen[name][1].static]
-    stats = calibrate(model, watched, calibration, static) if watched else {}
+    given = calibration is not None
+    watched = {n: m for n, (m, r) in chosen.items() if r.static or (given and (r.smooth or r.correct))}
+    static, means = [name for name in watched if chosen[name][1].static], {}
+    stats = calibrate(model, watched, calibration, static, means) if watched else {}
     if inplace and "" in chosen:
         raise ArgumentError(
             "compress: model is a linear layer itself, which inplace=True cannot replace; use False."
         )
     new, weights = {}, {}
     for name, (layer, r) in chosen.items():
-        new[id(layer)] = compress_linear(layer, r, stats.get(name), name, weights)
+        new[id(layer)] = compress_linear(layer, r, stats.get(name), name, weights, means.get(name))
     if not inplace:
         model = copy.deepcopy(model, memo=dict(new))
     else:
@@ -199,8 +202,9 @@ def as_recipe(recipe):
     return RECIPES[ALIASES.get(recipe, recipe)]
 
 
-def compress_linear(linear, recipe, stats=None, name="", weights=None):
-    """A ``qkernels.nn.Linear`` from a ``torch.nn.Linear``; ``weights`` shares the codes of tied weights.
+def compress_linear(linear, recipe, stats=None, name="", weights=None, mean=None):
+    """A ``qkernels.nn.Linear`` from a ``torch.nn.Linear``; ``weights`` shares the codes of tied weights, ``mean`` is of
+    each input channel.
 
     Static scales are max|x| over the largest code. With "channel", an input channel that was all zero gets the median of the
     other channels' scales, so that it neither swells the folded weight nor clips early.
@@ -232,7 +236,23 @@ def compress_linear(linear, recipe, stats=None, name="", weights=None):
     if recipe.input is not None:
         q = InputQuant(recipe.input_bits, recipe.input, scale if recipe.input == "tensor" else None)
     bias = None if linear.bias is None else linear.bias.detach().cpu().clone()
+    if recipe.correct and mean is not None:
+        bias = corrected(bias, linear.weight.detach().cpu(), weight.dense(), mean)
     return Linear(weight, bias, q).train(linear.training)
+
+
+def corrected(bias, w, rounded, mean):
+    """``bias + sum over an output's weights of (w - rounded) * mean`` of the input channel they multiply, float32 (N,).
+
+    Args:
+        w, rounded: (N, K), or (O, I, kh, kw) of a convolution with C / I groups.
+        mean: float64 (C,).
+    """
+    n, per_group = w.shape[:2]
+    lost = (w.double() - rounded.double()).reshape(n, per_group, -1).sum(2)
+    each = mean.reshape(-1, per_group).repeat_interleave(n * per_group // len(mean), 0)
+    shift = (lost * each).sum(1).float()
+    return shift if bias is None else bias.float() + shift
 
 
 class _Callable(types.ModuleType):

@@ -6,7 +6,9 @@ what is fused into it: batch norm, padding, ReLU. A tensor is uint8 codes with o
 a step reads codes and writes codes (thesis 1.4.2).
 """
 
+import fnmatch
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -56,7 +58,7 @@ class Step:
     target: int
     call: object
     weight: object = None  # IntWeight
-    bias: object = None  # int32, in units of the accumulator
+    bias: object = None  # int32 tensor, in units of the accumulator
     codes: object = None  # Codes of what it writes; None for logits
     done: tuple = ()  # slots that no later step reads
 
@@ -82,15 +84,18 @@ class IntegerNetwork(nn.Module):
         self._input = InputQuant(8, "tensor", input_codes.scale, False, input_codes.zero_point)
 
     @classmethod
-    def from_float(cls, model, calibration, input_codes=None):
+    def from_float(cls, model, calibration, input_codes=None, weight_bits=8):
         """Build the network from a float one.
 
-        Weights are symmetric per output channel, activations per tensor, both from min to max.
+        Weights have a scale per output channel (and with fewer than 8 bits a zero point), activations one per tensor, all
+        from min to max.
 
         Args:
             model: an nn.Module that torch.fx can trace, with one input and one output; it is not changed.
             calibration: an iterable of inputs, float32 tensors.
             input_codes: Codes of the input if they are known, such as those of 8-bit pixels, else calibrated.
+            weight_bits: 2 to 8, or {pattern: bits} with shell-style patterns on module names; the first match counts,
+                and a layer without one has 8.
 
         Raises:
             UnsupportedError: a layer that has no integer form here; the message names it.
@@ -101,7 +106,7 @@ class IntegerNetwork(nn.Module):
         graph = fx.symbolic_trace(standin.fold_batch_norm(model.eval()))
         graph.graph.eliminate_dead_code()
         plan = _Plan(graph)
-        return _Builder(plan, _ranges(graph, plan, calibration), input_codes).build()
+        return _Builder(plan, _watch(graph, plan, calibration), input_codes, weight_bits).build()
 
     def forward(self, x):
         slots = [None] * self.slots
@@ -236,11 +241,12 @@ class _Plan:
 
 
 class _Watch(fx.Interpreter):
-    """Runs a traced graph and keeps the range of some of its nodes, {node: (lowest, highest)}."""
+    """Runs a traced graph and keeps of some of its nodes the range, {node: (lowest, highest)}, and the mean of each
+    channel, {node: (sum over inputs of float64 (C,), how many)}."""
 
     def __init__(self, graph, nodes):
         super().__init__(graph)
-        self.nodes, self.ranges = set(nodes), {}
+        self.nodes, self.ranges, self.sums = set(nodes), {}, {}
 
     def run_node(self, node):
         y = super().run_node(node)
@@ -250,10 +256,17 @@ class _Watch(fx.Interpreter):
                 raise ArgumentError(f"IntegerNetwork: calibration: {node.name} is not finite.")
             before = self.ranges.get(node, (lo, hi))
             self.ranges[node] = min(lo, before[0]), max(hi, before[1])
+            total, count = self.sums.get(node, (0, 0))
+            mean = y.mean([d for d in range(y.dim()) if d != 1]).double().numpy()
+            self.sums[node] = total + mean * len(y), count + len(y)
         return y
 
+    def mean(self, node):
+        total, count = self.sums[node]
+        return total / count
 
-def _ranges(graph, plan, calibration):
+
+def _watch(graph, plan, calibration):
     watch = _Watch(graph, [plan.input, *(layer.last for layer in plan.layers)])
     with torch.no_grad():
         for x in calibration:
@@ -262,15 +275,16 @@ def _ranges(graph, plan, calibration):
         raise ArgumentError(
             "IntegerNetwork: calibration has no inputs; accepted: an iterable of model inputs."
         )
-    return watch.ranges
+    return watch
 
 
 class _Builder:
     """Writes the steps of a plan."""
 
-    def __init__(self, plan, ranges, input_codes):
-        self.plan, self.ranges = plan, ranges
-        self.codes = {plan.input: input_codes or Codes.of(*ranges[plan.input])}
+    def __init__(self, plan, watch, input_codes, weight_bits):
+        self.plan, self.watch = plan, watch
+        self.bits = weight_bits if isinstance(weight_bits, Mapping) else {"*": weight_bits}
+        self.codes = {plan.input: input_codes or Codes.of(*watch.ranges[plan.input])}
         self.slots = {plan.input: 0}
 
     def build(self):
@@ -296,7 +310,7 @@ class _Builder:
 
     def _conv(self, layer):
         conv, x, y = layer.module, self.codes[layer.sources[0]], self._range(layer)
-        weight, bias, scale = _integers(conv, x.scale)
+        weight, bias, scale = self._integers(layer)
         left, right, top, bottom = layer.pad
         call = partial(
             standin.conv2d_requant,
@@ -306,7 +320,7 @@ class _Builder:
             x_zero_point=x.zero_point,
             activation=layer.activation,
             stride=conv.stride,
-            padding=(top, left, bottom, right),
+            padding=(top, bottom, left, right),
             dilation=conv.dilation,
             groups=conv.groups,
             out_dtype=torch.uint8,
@@ -315,7 +329,7 @@ class _Builder:
 
     def _linear(self, layer):
         x = self.codes[layer.sources[0]]
-        weight, bias, scale = _integers(layer.module, x.scale)
+        weight, bias, scale = self._integers(layer)
         if layer.last is self.plan.output:
             scale = torch.from_numpy(scale.astype(np.float32))
             call = partial(logits, w=weight, bias=bias, scale=scale, x_zero_point=x.zero_point)
@@ -345,36 +359,50 @@ class _Builder:
     def _flatten(self, layer):
         return self._step(layer, "flatten", partial(torch.flatten, start_dim=1), self.codes[layer.sources[0]])
 
+    def _integers(self, layer):
+        """A float layer as (IntWeight, int32 bias, float64 scale of the accumulator per output channel).
+
+        A channel whose weights are all zero, or so small that its bias would leave int32 in their units, takes a
+        scale that its bias fits: folding batch norms leaves such channels behind.
+
+        The bias also takes what rounding the weights moves each output by, on average: the sum over its weights of
+        their rounding errors times the mean of the input channel they multiply (Nagel et al. 2019, section 4.2).
+        """
+        module, name = layer.module, layer.first.target
+        bits = next((b for pattern, b in self.bits.items() if fnmatch.fnmatchcase(name, pattern)), 8)
+        x_scale, x_mean = self.codes[layer.sources[0]].scale, self.watch.mean(layer.sources[0])
+        w = module.weight.detach().double().numpy()
+        n, per_group = w.shape[:2]
+        bias = np.zeros(n) if module.bias is None else module.bias.detach().double().numpy()
+        rows = w.reshape(n, -1)
+        codes, zero_point, scale = _rounded(rows, bits, np.abs(bias) / (x_scale * BIAS_LIMIT))
+        lost = rows - (codes - zero_point[:, None]) * scale[:, None].astype(np.float64)
+        lost = lost.reshape(n, per_group, -1).sum(2)
+        bias = bias + (lost * np.repeat(x_mean.reshape(-1, per_group), n * per_group // len(x_mean), 0)).sum(
+            1
+        )
+        codes = torch.from_numpy(codes.astype(np.int8).reshape(w.shape))
+        zero_point = torch.from_numpy(zero_point.astype(np.int16)) if zero_point.any() else None
+        weight = IntWeight.pack(codes, torch.from_numpy(scale), zero_point, bits)
+        scale = scale.astype(np.float64) * x_scale
+        return weight, torch.from_numpy(np.rint(bias / scale).astype(np.int32)), scale
+
     def _range(self, layer):
-        return Codes.of(*self.ranges[layer.last])
+        return Codes.of(*self.watch.ranges[layer.last])
 
 
 def logits(xq, w, bias, scale, x_zero_point):
     """The last layer: exact int32 sums, times the scale of each output."""
-    acc = ops.matmul_int(xq, w, x_zero_point)
-    return (acc if bias is None else acc + bias) * scale
+    return (ops.matmul_int(xq, w, x_zero_point) + bias) * scale
 
 
-def _integers(layer, x_scale):
-    """A float layer as (IntWeight, int32 bias or None, float64 scale of the accumulator per output channel).
-
-    A channel whose weights are all zero, or so small that its bias would leave int32 in their units, takes a
-    scale that its bias fits: folding batch norms leaves such channels behind.
-    """
-    w = layer.weight.detach().double().numpy()
-    b = None if layer.bias is None else layer.bias.detach().double().numpy()
-    rows = w.reshape(len(w), -1)
-    scale = np.abs(rows).max(1, initial=0) / 127
-    if b is not None:
-        scale = np.maximum(scale, np.abs(b) / (x_scale * BIAS_LIMIT))
+def _rounded(rows, bits, least_scale):
+    """(codes, zero points (N,), float32 scales (N,)) of weights (N, K): symmetric with 8 bits, else from min to max."""
+    hi, lo = rows.max(1, initial=0), rows.min(1, initial=0)
+    most = 2 ** (bits - 1) - 1
+    scale = np.maximum(hi, -lo) / most if bits == 8 else (hi - lo) / (2 * most + 1)
+    scale = np.maximum(scale, least_scale)
     scale = np.where(scale < 2.0**-100, 1, scale).astype(np.float32)
-    codes = np.clip(np.rint(rows / scale[:, None]), -127, 127).astype(np.int8)
-    weight = pack(torch.from_numpy(codes.reshape(w.shape)), torch.from_numpy(scale))
-    scale = scale.astype(np.float64) * x_scale
-    bias = None if b is None else torch.from_numpy(np.rint(b / scale).astype(np.int32))
-    return weight, bias, scale
-
-
-def pack(codes, scale):
-    """IntWeight of int8 codes (O, I) or (O, I, kh, kw)."""
-    return standin.pack(codes, scale)
+    zero_point = np.zeros(len(rows)) if bits == 8 else np.rint(-most - 1 - lo / scale)
+    least = -most if bits == 8 else -most - 1
+    return np.clip(np.rint(rows / scale[:, None]) + zero_point[:, None], least, most), zero_point, scale
