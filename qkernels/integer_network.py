@@ -21,6 +21,7 @@ from . import _standin as standin
 from . import ops
 from .errors import ArgumentError, DTypeError, UnsupportedError
 from .formats import IntWeight
+from .integer_quant import AddRequant
 from .quant import InputQuant, Requant
 
 ACTIVATIONS = {nn.ReLU: "relu", nn.ReLU6: "relu6", F.relu: "relu", F.relu6: "relu6", torch.relu: "relu"}
@@ -313,7 +314,7 @@ class _Builder:
         weight, bias, scale = self._integers(layer)
         left, right, top, bottom = layer.pad
         call = partial(
-            standin.conv2d_requant,
+            ops.conv2d_requant,
             w=weight,
             requant=Requant.from_scale(scale / y.scale, y.zero_point, output_scale=y.scale),
             bias=bias,
@@ -349,12 +350,20 @@ class _Builder:
     def _add(self, layer):
         a, b = (self.codes[s] for s in layer.sources)
         y = self._range(layer)
-        call = partial(standin.add_requant, a=a, b=b, y=y, activation=layer.activation)
+        requant = AddRequant.from_scales(a.scale, a.zero_point, b.scale, b.zero_point, y.scale, y.zero_point)
+        call = partial(ops.add_requant, requant=requant, activation=layer.activation)
         return self._step(layer, "add_requant", call, y)
 
     def _pool(self, layer):
         x, y = self.codes[layer.sources[0]], self._range(layer)
-        return self._step(layer, "avg_pool", partial(standin.global_avg_pool, x=x, y=y), y)
+        call = partial(
+            ops.global_avg_pool2d_int,
+            zero_point=x.zero_point,
+            scale=x.scale,
+            output_scale=y.scale,
+            output_zero_point=y.zero_point,
+        )
+        return self._step(layer, "avg_pool2d_int", call, y)
 
     def _flatten(self, layer):
         return self._step(layer, "flatten", partial(torch.flatten, start_dim=1), self.codes[layer.sources[0]])
