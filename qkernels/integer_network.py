@@ -8,9 +8,9 @@ a step reads codes and writes codes (thesis 1.4.2).
 
 import fnmatch
 import operator
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from . import _standin as standin
-from . import ops
+from . import ops, registry
 from .errors import ArgumentError, DTypeError, UnsupportedError
 from .formats import IntWeight
+from .integer_program import Program
 from .integer_quant import AddRequant
 from .quant import InputQuant, Requant
 
@@ -31,6 +32,7 @@ ACCEPTED = (
     "Conv2d, Linear, BatchNorm2d after a Conv2d, ReLU, ReLU6, ZeroPad2d before a Conv2d, addition of two tensors, "
     "AdaptiveAvgPool2d(1), Flatten, Identity, Dropout"
 )
+MOST_PROGRAMS = 16  # a network sees a few shapes; each keeps the memory of all layers
 BIAS_LIMIT = 2.0**28  # |bias| in units of the accumulator stays below: a weight scale is never smaller
 
 
@@ -51,17 +53,36 @@ class Codes:
 
 @dataclass
 class Step:
-    """One operation of an IntegerNetwork: ``slots[target] = call(*slots[sources])``."""
+    """One operation of an IntegerNetwork: ``slots[target] = run(*slots[sources])``."""
 
     name: str  # of the layer in the float network
-    op: str  # of qkernels.ops
+    op: str  # of qkernels.ops, or "flatten"
     sources: tuple
     target: int
-    call: object
-    weight: object = None  # IntWeight
-    bias: object = None  # int32 tensor, in units of the accumulator
-    codes: object = None  # Codes of what it writes; None for logits
+    options: dict  # what the operation takes beside its inputs
+    codes: object = None  # Codes of what it writes; None for the int32 sums of the last step
     done: tuple = ()  # slots that no later step reads
+
+    def run(self, *xs):
+        if self.op == "flatten":
+            return torch.flatten(*xs, 1)
+        request = self.request(*xs)
+        return registry.pick(request).run(request)
+
+    def request(self, *xs):
+        """The checked call, from which the registry picks a kernel."""
+        whole = (xs[0].shape[2:],) if self.op == "avg_pool2d_int" else ()  # the window is all of the image
+        return getattr(ops, f"{self.op}_request")(*xs, *whole, **self.options)
+
+    @property
+    def weight(self):
+        """IntWeight, or None."""
+        return self.options.get("w")
+
+    @property
+    def bias(self):
+        """int32 tensor in units of the accumulator, or None."""
+        return self.options.get("bias")
 
     @property
     def nbytes(self):
@@ -79,17 +100,19 @@ class IntegerNetwork(nn.Module):
         input_codes: Codes of the input.
     """
 
-    def __init__(self, steps, slots, input_codes):
+    def __init__(self, steps, slots, input_codes, scale, bias):
         super().__init__()
         self.steps, self.slots, self.input_codes = steps, slots, input_codes
+        self.scale, self.bias = scale, bias
         self._input = InputQuant(8, "tensor", input_codes.scale, False, input_codes.zero_point)
+        self._programs = threading.local()
 
     @classmethod
     def from_float(cls, model, calibration, input_codes=None, weight_bits=8):
         """Build the network from a float one.
 
-        Weights have a scale per output channel (and with fewer than 8 bits a zero point), activations one per tensor, all
-        from min to max.
+        Weights have a scale per output channel (and with fewer than 8 bits a zero point), activations one per tensor,
+        all from min to max.
 
         Args:
             model: an nn.Module that torch.fx can trace, with one input and one output; it is not changed.
@@ -110,22 +133,60 @@ class IntegerNetwork(nn.Module):
         return _Builder(plan, _watch(graph, plan, calibration), input_codes, weight_bits).build()
 
     def forward(self, x):
+        program = self._program(x)
+        return self.logits(self.step_by_step(x)[-1]) if program is None else program(x)
+
+    def step_by_step(self, x, keep=False):
+        """What each step wrote, in the order of slots; None where no later step reads it, unless ``keep``."""
         slots = [None] * self.slots
         slots[0] = x if x.dtype == torch.uint8 else self.quantize(x)
         for step in self.steps:
-            slots[step.target] = step.call(*[slots[s] for s in step.sources])
-            for s in step.done:
-                slots[s] = None
-        return slots[-1]
+            slots[step.target] = step.run(*[slots[s] for s in step.sources])
+            if not keep:
+                for s in step.done:
+                    slots[s] = None
+        return slots
+
+    def logits(self, acc):
+        """The int32 sums of the last step as float32."""
+        return (acc + self.bias) * self.scale
+
+    def _program(self, x):
+        """The Program for inputs like x, made at the first call and kept for this thread; None if x has holes."""
+        if not torch.is_tensor(x) or x.device.type != "cpu" or not x.numel():
+            return None
+        kept = self._programs.__dict__
+        key = (x.shape, x.stride(), x.dtype, registry.num_threads(), registry.current_isa())
+        if key not in kept:
+            if len(kept) >= MOST_PROGRAMS:
+                kept.clear()
+            dense = x.stride() == torch.empty_like(x).stride() and not x.is_neg()
+            slots = self.step_by_step(x, keep=True) if dense else None
+            kept[key] = Program(self, x, slots) if dense else None
+        return kept[key]
+
+    def __getstate__(self):
+        return {**self.__dict__, "_programs": None}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self._programs = threading.local()
 
     def quantize(self, x):
-        """Codes of a float input."""
+        """Codes of a float input, in its memory order."""
+        if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+            return ops.quantize_activations(x.permute(0, 2, 3, 1), self._input)[0].permute(0, 3, 1, 2)
         return ops.quantize_activations(x, self._input)[0]
+
+    def clock(self, x):
+        """Seconds that each step of one call takes, {name: seconds}, and of "quantize"; {} if x has holes."""
+        program = self._program(x)
+        return {} if program is None else program.clock(x)
 
     @property
     def nbytes(self):
         """Bytes of all weights, their scales and biases."""
-        return sum(step.nbytes for step in self.steps)
+        return sum(step.nbytes for step in self.steps) + self.bias.nbytes
 
     def extra_repr(self):
         return f"{len(self.steps)} steps, {self.nbytes} bytes"
@@ -302,71 +363,63 @@ class _Builder:
         last_use = {s: n for n, step in enumerate(steps) for s in step.sources}
         for slot, n in last_use.items():
             steps[n].done += (slot,)
-        return IntegerNetwork(steps, len(self.slots), self.codes[self.plan.input])
+        return IntegerNetwork(steps, len(self.slots), self.codes[self.plan.input], self.scale, self.bias)
 
-    def _step(self, layer, op, call, codes, **arrays):
+    def _step(self, layer, op, codes, **options):
         sources = tuple(self.slots[s] for s in layer.sources)
         name = layer.first.target if layer.first.op == "call_module" else layer.first.name
-        return Step(name, op, sources, self.slots[layer.last], call, codes=codes, **arrays)
+        return Step(name, op, sources, self.slots[layer.last], options, codes)
+
+    def _multiply(self, layer, op, **options):
+        """A step that multiplies by a weight and requantizes."""
+        x, y = self.codes[layer.sources[0]], self._range(layer)
+        weight, bias, scale = self._integers(layer)
+        options |= {
+            "w": weight,
+            "requant": Requant.from_scale(scale / y.scale, y.zero_point, output_scale=y.scale),
+            "bias": bias,
+            "x_zero_point": x.zero_point,
+            "activation": layer.activation,
+            "out_dtype": torch.uint8,
+        }
+        return self._step(layer, op, y, **options)
 
     def _conv(self, layer):
-        conv, x, y = layer.module, self.codes[layer.sources[0]], self._range(layer)
-        weight, bias, scale = self._integers(layer)
-        left, right, top, bottom = layer.pad
-        call = partial(
-            ops.conv2d_requant,
-            w=weight,
-            requant=Requant.from_scale(scale / y.scale, y.zero_point, output_scale=y.scale),
-            bias=bias,
-            x_zero_point=x.zero_point,
-            activation=layer.activation,
+        conv, (left, right, top, bottom) = layer.module, layer.pad
+        return self._multiply(
+            layer,
+            "conv2d_requant",
             stride=conv.stride,
             padding=(top, bottom, left, right),
             dilation=conv.dilation,
             groups=conv.groups,
-            out_dtype=torch.uint8,
         )
-        return self._step(layer, "conv2d_requant", call, y, weight=weight, bias=bias)
 
     def _linear(self, layer):
-        x = self.codes[layer.sources[0]]
-        weight, bias, scale = self._integers(layer)
-        if layer.last is self.plan.output:
-            scale = torch.from_numpy(scale.astype(np.float32))
-            call = partial(logits, w=weight, bias=bias, scale=scale, x_zero_point=x.zero_point)
-            return self._step(layer, "matmul_int", call, None, weight=weight, bias=bias)
-        y = self._range(layer)
-        call = partial(
-            ops.linear_requant,
-            w=weight,
-            requant=Requant.from_scale(scale / y.scale, y.zero_point, output_scale=y.scale),
-            bias=bias,
-            x_zero_point=x.zero_point,
-            activation=layer.activation,
-            out_dtype=torch.uint8,
+        if layer.last is not self.plan.output:
+            return self._multiply(layer, "linear_requant")
+        weight, self.bias, scale = self._integers(layer)
+        self.scale = torch.from_numpy(scale.astype(np.float32))
+        return self._step(
+            layer, "matmul_int", None, w=weight, x_zero_point=self.codes[layer.sources[0]].zero_point
         )
-        return self._step(layer, "linear_requant", call, y, weight=weight, bias=bias)
 
     def _add(self, layer):
         a, b = (self.codes[s] for s in layer.sources)
         y = self._range(layer)
         requant = AddRequant.from_scales(a.scale, a.zero_point, b.scale, b.zero_point, y.scale, y.zero_point)
-        call = partial(ops.add_requant, requant=requant, activation=layer.activation)
-        return self._step(layer, "add_requant", call, y)
+        return self._step(layer, "add_requant", y, requant=requant, activation=layer.activation)
 
     def _pool(self, layer):
         x, y = self.codes[layer.sources[0]], self._range(layer)
-        call = partial(
-            ops.global_avg_pool2d_int,
-            zero_point=x.zero_point,
-            scale=x.scale,
-            output_scale=y.scale,
-            output_zero_point=y.zero_point,
-        )
-        return self._step(layer, "avg_pool2d_int", call, y)
+        scales = {"scale": x.scale, "output_scale": y.scale, "output_zero_point": y.zero_point}
+        return self._step(layer, "avg_pool2d_int", y, zero_point=x.zero_point, **scales)
 
     def _flatten(self, layer):
-        return self._step(layer, "flatten", partial(torch.flatten, start_dim=1), self.codes[layer.sources[0]])
+        return self._step(layer, "flatten", self.codes[layer.sources[0]])
+
+    def _range(self, layer):
+        return Codes.of(*self.watch.ranges[layer.last])
 
     def _integers(self, layer):
         """A float layer as (IntWeight, int32 bias, float64 scale of the accumulator per output channel).
@@ -398,11 +451,6 @@ class _Builder:
 
     def _range(self, layer):
         return Codes.of(*self.watch.ranges[layer.last])
-
-
-def logits(xq, w, bias, scale, x_zero_point):
-    """The last layer: exact int32 sums, times the scale of each output."""
-    return (ops.matmul_int(xq, w, x_zero_point) + bias) * scale
 
 
 def _rounded(rows, bits, least_scale):
