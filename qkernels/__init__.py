@@ -4,7 +4,16 @@ from importlib import import_module
 
 from .errors import ArgumentError, DTypeError, FormatError, UnsupportedError
 from .formats import IntWeight, MixedIntWeight
-from .ops import linear, linear_requant, matmul_int, quantize_activations, requantize
+from .ops import (
+    conv2d,
+    conv2d_int,
+    conv2d_requant,
+    linear,
+    linear_requant,
+    matmul_int,
+    quantize_activations,
+    requantize,
+)
 from .quant import InputQuant, Requant
 from .registry import capabilities, explain, force_isa
 from .version import __version__
@@ -23,6 +32,9 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "capabilities",
+    "conv2d",
+    "conv2d_int",
+    "conv2d_requant",
     "explain",
     "force_isa",
     "linear",

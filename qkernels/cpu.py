@@ -35,8 +35,7 @@ def dtype_name(x):
 def packed_tensor(w):
     """The compute layout of a weight (csrc/common/gemm_layout.h) as a fresh 64-byte aligned uint8 array."""
     w = w.numpy()
-    n, k = w.matrix_shape
-    return prepacked(w, w.codes(), w.group_size if w.is_grouped else k)
+    return prepacked(w, w.codes(), w.group_size if w.is_grouped else w.matrix_shape[1])
 
 
 def prepacked(w, codes, segment):

@@ -6,6 +6,7 @@ what is fused into it: batch norm, padding, ReLU. A tensor is uint8 codes with o
 a step reads codes and writes codes (thesis 1.4.2).
 """
 
+import copy
 import fnmatch
 import operator
 import threading
@@ -17,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from . import _standin as standin
 from . import ops, registry
 from .errors import ArgumentError, DTypeError, UnsupportedError
+from .folding import fold_batch_norm
 from .formats import IntWeight
 from .integer_program import Program
 from .integer_quant import AddRequant
@@ -127,7 +128,10 @@ class IntegerNetwork(nn.Module):
         """
         if not isinstance(model, nn.Module):
             raise DTypeError(f"IntegerNetwork: model is a {type(model).__name__}; accepted: torch.nn.Module.")
-        graph = fx.symbolic_trace(standin.fold_batch_norm(model.eval()))
+        model = copy.deepcopy(model).eval()
+        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+            model = fold_batch_norm(model, inplace=True)
+        graph = fx.symbolic_trace(model)
         graph.graph.eliminate_dead_code()
         plan = _Plan(graph)
         return _Builder(plan, _watch(graph, plan, calibration), input_codes, weight_bits).build()

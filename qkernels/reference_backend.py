@@ -61,3 +61,42 @@ def quantize_activations(r):
     elif kind == "tensor":
         scale = scale.reshape((1,) * (len(r.batch) + 1))
     return _result(r, codes), r.like(scale)
+
+
+def _images(r):
+    x = as_numpy(r.x, r.op, "x")
+    return x.astype(np.float32) if x.dtype.kind == "f" else x
+
+
+def _image_result(r, out):
+    """NumPy (B, O, H, W) to x's kind, r.out_name and memory order."""
+    y = r.empty()
+    if is_torch(y):
+        y.copy_(sys.modules["torch"].from_numpy(np.ascontiguousarray(out)))
+    else:
+        with np.errstate(over="ignore"):
+            y[...] = out
+    return y
+
+
+def conv2d(r):
+    bias = None if r.bias is None else as_numpy(r.bias, r.op, "bias").astype(np.float32)
+    w, q, act = r.w.numpy(), r.options["input_quant"], r.options["activation"]
+    if q is None:
+        return _image_result(r, reference.conv2d_float(_images(r), w, r.geometry, bias, act))
+    return _image_result(r, reference.conv2d(_images(r), w, q, r.geometry, bias, act))
+
+
+def conv2d_int(r):
+    w = r.w.numpy()
+    codes = w.codes().reshape(w.shape)
+    acc = reference.conv2d_int(_images(r), codes, r.geometry, r.options["x_zero_point"], w.zero_point)
+    return _image_result(r, acc)
+
+
+def conv2d_requant(r):
+    w, o = r.w.numpy(), r.options
+    codes = w.codes().reshape(w.shape)
+    bias = None if r.bias is None else as_numpy(r.bias, r.op, "bias")
+    rest = o["requant"], *o["limits"], bias, o["x_zero_point"], w.zero_point
+    return _image_result(r, reference.conv2d_requant(_images(r), codes, r.geometry, *rest))

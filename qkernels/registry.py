@@ -14,7 +14,10 @@ log = logging.getLogger("qkernels")
 
 ISAS = _native.isas()  # name -> (number, whether this machine has it), weakest first
 RANK = {name: i for i, name in enumerate(ISAS)}
-OPS = ("linear", "matmul_int", "linear_requant", "requantize", "quantize_activations")
+OPS = (
+    *("linear", "matmul_int", "linear_requant", "requantize", "quantize_activations"),
+    *("conv2d", "conv2d_int", "conv2d_requant"),
+)
 
 
 @dataclass(frozen=True)

@@ -77,15 +77,15 @@ def test_a_tampered_block_is_refused():
     arguments[1] = torch.cat([good, good])[4:]
     with pytest.raises(ValueError, match="prepacked"):
         run(*arguments)
-    flag = 40  # has_zero_point: the zero points are always there, so both values are valid
-    for byte in (b for b in range(112) if b != flag):  # the last 16 bytes of the header are reserved
+    flags = (64, 72, 96)  # grouped, has_zero_point, exact_padding: of one group both values are valid
+    for byte in (b for b in range(184) if b not in flags):  # the header
         for change in (1, 0x80, 0xFF):
             arguments[1] = good.clone()
             arguments[1][byte] ^= change
             with pytest.raises(ValueError):
                 run(*arguments)
                 pytest.fail(f"byte {byte} ^ {change:#x} was accepted")
-    for start in range(128, good.numel(), 97):  # numbers, not addresses: any value computes
+    for start in range(256, good.numel(), 97):  # numbers, not addresses: any value computes
         arguments[1] = good.clone()
         arguments[1][start : start + 8] = 0x7F
         assert run(*arguments).shape == (3, 24)

@@ -6,4 +6,5 @@ PYBIND11_MODULE(_native, m) {
     bind_machine(m);
     bind_elementwise(m);
     bind_gemm(m);
+    bind_conv(m);
 }

@@ -61,7 +61,7 @@ void run_channels(const Problem& p, int64_t panel, int64_t begin, int64_t end, i
     const int64_t blocks =
         std::max<int64_t>(1, segments > 1 ? ceil_div(segments, block_segments) : ceil_div(steps, kBlockK / kStepK));
     const MicroFn* packed = p.isa.micro[bits];
-    const bool decode = bits < 8 && (groups > 1 || packed[1] == nullptr);
+    const bool decode = bits < 8 && (groups > 1 || packed[end - begin] == nullptr);
     const MicroFn* micro = decode ? p.isa.micro[8] : packed;
     const Ahead ahead(p, panel, end - begin, groups);
     alignas(64) int32_t tiles[kTileRows * kPanelN];
@@ -116,7 +116,6 @@ void run_groups(const Problem& p, int64_t panel, int64_t begin, int64_t end, int
         const int64_t part = b * block, parts = std::min(block, h.segments - part);
         const int64_t first = part * group_steps;
         GroupArgs args;
-        args.first = b == 0;
         args.group_steps = std::max<int64_t>(group_steps, 1);
         args.steps = std::min(parts * group_steps, steps - first);
         args.codes = p.w.codes(panel) + first * step_bytes(bits);
@@ -145,7 +144,7 @@ void run_groups(const Problem& p, int64_t panel, int64_t begin, int64_t end, int
             for (int r = 0; r < rows; ++r) direct[r] = p.a + (row + r) * p.lda + first * kStepK;
             args.rows = direct;
             args.tile = tiles + (blocks > 1 ? (row - begin) * kPanelN : 0);
-            if (h.segments == 0) std::fill_n(args.tile, rows * kPanelN, 0.0f);
+            if (b == 0) std::fill_n(args.tile, rows * kPanelN, 0.0f);
             micro[rows](args);
             if (b == blocks - 1) p.store(p.epilogue, args.tile, row, rows, panel * kPanelN, cols);
         });

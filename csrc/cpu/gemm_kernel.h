@@ -13,8 +13,9 @@
 
 namespace {
 
-// body(0), body(1) ... body(N - 1) with the index a constant: an array of accumulators stays in registers only if no
-// index of it is ever a variable, and gcc unrolls ordinary loops after it has decided that.
+// Lambdas here say __attribute__((always_inline)): the [[gnu::always_inline]] of the standard belongs to their type,
+// and gcc ignores it. body(0), body(1) ... body(N - 1) with the index a constant: an array of accumulators stays in
+// registers only if no index of it is ever a variable, and gcc unrolls ordinary loops after it has decided that.
 template <int... I, class Body>
 [[gnu::always_inline]] inline void unroll(std::integer_sequence<int, I...>, [[maybe_unused]] Body body) {
     (body(std::integral_constant<int, I>{}), ...);
@@ -59,40 +60,56 @@ void micro(const qk::MicroArgs& args) {
     for (int column = 0; column < qk::kPanelN; column += NV * ACC_N) {
         acc_t acc[ROWS][NV];
         bvec offset[NV];
-        unroll<NV>([&](auto v) [[gnu::always_inline]] {
+        unroll<NV>([&](auto v) __attribute__((always_inline)) {
             offset[v] = BITS < 8 ? repeat4(a.offset + column + v * ACC_N) : zero_bytes();
         });
-        unroll<ROWS>([&](auto r) [[gnu::always_inline]] {
-            unroll<NV>([&](auto v) [[gnu::always_inline]] {
+        unroll<ROWS>([&](auto r) __attribute__((always_inline)) {
+            unroll<NV>([&](auto v) __attribute__((always_inline)) {
                 acc[r][v] = acc_load((a.init ? a.init : a.tile + r * qk::kPanelN) + column + v * ACC_N);
             });
         });
-        const uint8_t* step = a.codes;
-        for (int64_t s = 0; s < a.segments; ++s) {
-            const uint8_t* x[ROWS];
-            unroll<ROWS>([&](auto r) [[gnu::always_inline]] { x[r] = a.rows[r * a.row_step + s]; });
-            int64_t at = 0;
-            auto advance = [&]() [[gnu::always_inline]] {
-                wvec w[NV];
-                unroll<NV>([&](auto v) [[gnu::always_inline]] {
-                    w[v] = operand(Decoder<BITS>::load(step, column + v * ACC_N, offset[v]));
-                });
-                unroll<ROWS>([&](auto r) [[gnu::always_inline]] {
-                    const xvec four = load_x(x[r] + at);
-                    unroll<NV>([&](auto v) [[gnu::always_inline]] { acc[r][v] = dot4(acc[r][v], four, w[v]); });
-                });
-                step += Decoder<BITS>::kBytes;
-                at += qk::kStepK;
-            };
-            int64_t k = a.steps;
-            for (; k >= 4; k -= 4) {  // the next panel trickles in: a burst would fill the line buffers that loads need
-                for (int i = 0; i < a.lines; ++i, ahead += 64) prefetch(ahead);
-                unroll<4>([&](auto) [[gnu::always_inline]] { advance(); });
+        const uint8_t *step = a.codes, *x[ROWS];
+        int64_t at = 0;
+        auto advance = [&]() __attribute__((always_inline)) {
+            wvec w[NV];
+            unroll<NV>([&](auto v) __attribute__((always_inline)) {
+                w[v] = operand(Decoder<BITS>::load(step, column + v * ACC_N, offset[v]));
+            });
+            unroll<ROWS>([&](auto r) __attribute__((always_inline)) {
+                const xvec four = load_x(x[r] + at);
+                unroll<NV>([&](auto v) __attribute__((always_inline)) { acc[r][v] = dot4(acc[r][v], four, w[v]); });
+            });
+            step += Decoder<BITS>::kBytes;
+            at += qk::kStepK;
+        };
+        // One loop over all segments: gcc keeps accumulators in registers through one loop, not through a nest.
+        const uint8_t* const* next = a.rows;
+        auto enter = [&]() __attribute__((always_inline)) {
+            unroll<ROWS>([&](auto r) __attribute__((always_inline)) { x[r] = next[r * a.row_step]; });
+            ++next;
+            at = 0;
+        };
+        auto sweep = [&](auto width) __attribute__((always_inline)) {
+            const int64_t chunks = a.steps / width;
+            int64_t left = chunks;
+            for (int64_t all = chunks * a.segments; all > 0; --all) {
+                // The next panel trickles in: a burst would fill the line buffers that loads need.
+                for (int i = 0; i < a.lines && width == 4; ++i, ahead += 64) prefetch(ahead);
+                unroll<width>([&](auto) __attribute__((always_inline)) { advance(); });
+                if (--left == 0 && all > 1) {
+                    enter();
+                    left = chunks;
+                }
             }
-            for (; k > 0; --k) advance();
+        };
+        enter();
+        if (a.steps % 4 == 0) {
+            sweep(std::integral_constant<int, 4>{});
+        } else {
+            sweep(std::integral_constant<int, 1>{});
         }
-        unroll<ROWS>([&](auto r) [[gnu::always_inline]] {
-            unroll<NV>([&](auto v) [[gnu::always_inline]] {
+        unroll<ROWS>([&](auto r) __attribute__((always_inline)) {
+            unroll<NV>([&](auto v) __attribute__((always_inline)) {
                 acc_store(a.tile + r * qk::kPanelN + column + v * ACC_N, acc[r][v]);
             });
         });
@@ -109,55 +126,70 @@ void micro_group(const qk::GroupArgs& args) {
     constexpr int ALL = BITS < 8 ? ROWS + 1 : ROWS;
     const xvec zeros = set_x(a.zero);
     const uint8_t* x[ROWS];
-    unroll<ROWS>([&](auto r) [[gnu::always_inline]] { x[r] = a.rows[r]; });
+    unroll<ROWS>([&](auto r) __attribute__((always_inline)) { x[r] = a.rows[r]; });
     for (int column = 0; column < qk::kPanelN; column += NV * ACC_N) {
         const uint8_t* step = a.codes;
         const float* scale = a.scale + column;
         const int32_t* init = a.init + column;
         const uint8_t* offsets = a.offset + column;
-        bool first = a.first;
+        acc_t acc[ALL][NV];
+        bvec offset[NV];
         int64_t at = 0;
-        for (int64_t left = a.steps; left > 0; left -= a.group_steps) {
-            acc_t acc[ALL][NV];
-            bvec offset[NV];
-            unroll<NV>([&](auto v) [[gnu::always_inline]] {
+        auto start = [&]() __attribute__((always_inline)) {
+            unroll<NV>([&](auto v) __attribute__((always_inline)) {
                 offset[v] = BITS < 8 ? repeat4(offsets + v * ACC_N) : zero_bytes();
-                unroll<ALL>([&](auto r) [[gnu::always_inline]] {
-                    acc[r][v] = BITS < 8 ? acc_zero() : acc_load(init + v * ACC_N);
+                unroll<ALL>([&](auto r) __attribute__((always_inline)) {
+                    acc[r][v] = own_register(BITS < 8 ? acc_zero() : acc_load(init + v * ACC_N));
                 });
             });
-            auto advance = [&]() [[gnu::always_inline]] {
-                wvec w[NV];
-                unroll<NV>([&](auto v) [[gnu::always_inline]] {
-                    w[v] = operand(Decoder<BITS>::load(step, column + v * ACC_N, offset[v]));
-                });
-                unroll<ROWS>([&](auto r) [[gnu::always_inline]] {
-                    const xvec four = load_x(x[r] + at);
-                    unroll<NV>([&](auto v) [[gnu::always_inline]] { acc[r][v] = dot4(acc[r][v], four, w[v]); });
-                });
-                if constexpr (BITS < 8)
-                    unroll<NV>([&](auto v) [[gnu::always_inline]] { acc[ROWS][v] = dot4(acc[ROWS][v], zeros, w[v]); });
-                step += Decoder<BITS>::kBytes;
-                at += qk::kStepK;
-            };
-            int64_t k = left < a.group_steps ? left : a.group_steps;
-            for (; k >= 4; k -= 4) unroll<4>([&](auto) [[gnu::always_inline]] { advance(); });
-            for (; k > 0; --k) advance();
-            unroll<NV>([&](auto v) [[gnu::always_inline]] {
+        };
+        auto advance = [&]() __attribute__((always_inline)) {
+            wvec w[NV];
+            unroll<NV>([&](auto v) __attribute__((always_inline)) {
+                w[v] = operand(Decoder<BITS>::load(step, column + v * ACC_N, offset[v]));
+            });
+            unroll<ROWS>([&](auto r) __attribute__((always_inline)) {
+                const xvec four = load_x(x[r] + at);
+                unroll<NV>([&](auto v) __attribute__((always_inline)) { acc[r][v] = dot4(acc[r][v], four, w[v]); });
+            });
+            if constexpr (BITS < 8) {
+                unroll<NV>([&](auto v)
+                               __attribute__((always_inline)) { acc[ROWS][v] = dot4(acc[ROWS][v], zeros, w[v]); });
+            }
+            step += Decoder<BITS>::kBytes;
+            at += qk::kStepK;
+        };
+        auto finish = [&]() __attribute__((always_inline)) {
+            unroll<NV>([&](auto v) __attribute__((always_inline)) {
                 const f32v s = load(scale + v * ACC_N);
-                i32v base = seti(0);
-                if constexpr (BITS < 8) base = acc_lanes(acc[ROWS][v]);
-                unroll<ROWS>([&](auto r) [[gnu::always_inline]] {
+                unroll<ROWS>([&](auto r) __attribute__((always_inline)) {
                     float* to = a.tile + r * qk::kPanelN + column + v * ACC_N;
                     i32v sum = acc_lanes(acc[r][v]);
-                    if constexpr (BITS < 8) sum = subi(sum, base);
-                    store(to, fma(to_float(sum), s, first ? set1(0.0f) : load(to)));
+                    if constexpr (BITS < 8) sum = subi(sum, acc_lanes(acc[ROWS][v]));
+                    store(to, fma(to_float(sum), s, load(to)));
                 });
             });
-            first = false;
             scale += qk::kPanelN;
             init += qk::kPanelN;
             offsets += qk::kPanelN;
+        };
+        auto sweep = [&](auto width) __attribute__((always_inline)) {
+            const int64_t chunks = a.group_steps / width;
+            int64_t left = chunks;
+            start();
+            for (int64_t all = a.steps / width; all > 0; --all) {
+                unroll<width>([&](auto) __attribute__((always_inline)) { advance(); });
+                if (--left == 0 || all == 1) {
+                    finish();
+                    if (all > 1) start();
+                    left = chunks;
+                }
+            }
+        };
+        if (a.group_steps % 4 == 0 && a.steps % 4 == 0) {
+            sweep(std::integral_constant<int, 4>{});
+        } else {
+            sweep(std::integral_constant<int, 1>{});
         }
     }
 }
@@ -167,9 +199,9 @@ void decode(const uint8_t* codes, int64_t steps, const uint8_t* offset, int8_t* 
     using namespace simd;
     bvec o[NV];
     for (int column = 0; column < qk::kPanelN; column += NV * ACC_N) {
-        unroll<NV>([&](auto v) [[gnu::always_inline]] { o[v] = repeat4(offset + column + v * ACC_N); });
+        unroll<NV>([&](auto v) __attribute__((always_inline)) { o[v] = repeat4(offset + column + v * ACC_N); });
         for (int64_t s = 0; s < steps; ++s)
-            unroll<NV>([&](auto v) [[gnu::always_inline]] {
+            unroll<NV>([&](auto v) __attribute__((always_inline)) {
                 const int channel = column + v * ACC_N;
                 store_b(out + s * qk::kStepBytes + channel * qk::kStepK,
                         Decoder<BITS>::load(codes + s * Decoder<BITS>::kBytes, channel, o[v]));
@@ -177,11 +209,11 @@ void decode(const uint8_t* codes, int64_t steps, const uint8_t* offset, int8_t* 
     }
 }
 
-// Rows of tiles: all that the registers hold; a group tile of packed codes needs the room of one row itself.
+// Rows of tiles: all that the registers hold beside what a decoder needs of them.
 template <int BITS, int ROWS = simd::MR>
 void fill_micro(qk::MicroFn* table, qk::GroupFn* groups) {
-    table[ROWS] = micro<BITS, ROWS>;
-    if constexpr (BITS == 8 || ROWS < simd::MR || simd::MR == 1) groups[ROWS] = micro_group<BITS, ROWS>;
+    if constexpr (BITS == 8 || ROWS <= simd::MR_PACKED) table[ROWS] = micro<BITS, ROWS>;
+    if constexpr (BITS == 8 || ROWS < simd::MR_PACKED || simd::MR == 1) groups[ROWS] = micro_group<BITS, ROWS>;
     if constexpr (ROWS > 1) fill_micro<BITS, ROWS - 1>(table, groups);
 }
 

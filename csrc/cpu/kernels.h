@@ -37,7 +37,6 @@ struct GroupArgs {
     const int32_t* init = nullptr;    // [groups][64] starts; packed codes: unused, `zero` takes their place
     uint8_t zero = 0;                 // what the stored code of 0 is: zero * sum(w) is taken off
     float* tile = nullptr;            // [rows][64]
-    bool first = true;                // the tile starts at 0
 };
 using GroupFn = void (*)(const GroupArgs& args);
 

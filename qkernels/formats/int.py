@@ -174,7 +174,7 @@ class IntWeight(WeightFormat):
         zp = np.zeros_like(scale) if symmetric else np.rint(np.where(zero, 0, -(qmax + 1) - lo / scale))
         least = -qmax if symmetric else -qmax - 1
         codes = np.clip(np.rint(parts / scale) + zp, least, qmax).astype(np.int8)
-        codes = codes.reshape(n, -1)[:, :k]
+        codes = codes.reshape(n, math.prod(codes.shape[1:]))[:, :k]
         flat = (n, scale.shape[1]) if granularity == "channel" else (1, 1)
         zp = None if symmetric else zp.astype(np.int16).reshape(flat)
         packed = pack_rows(to_unsigned(codes, bits), bits)
@@ -204,7 +204,7 @@ class IntWeight(WeightFormat):
         half = 2 ** (bits - 1)
         hint = f"For unsigned codes subtract {half} from codes and zero points."
         q = _integers(where, "codes", codes, np.int8, hint, (-half, half - 1))
-        shape = checked_shape(where, q.shape, FormatError)
+        shape = checked_shape(where, q.shape, "codes have shape")
         q = q.reshape(shape[0], math.prod(shape[1:]))
         n, k = q.shape
         s = _as_column(as_float32(scale, where, "scale"))
@@ -339,7 +339,7 @@ def check_scale(where, name, s, n, k, group_size=None):
         )
 
 
-def checked_shape(where, shape, error=FormatError):
+def checked_shape(where, shape, what="shape is"):
     """A weight's shape as a tuple of counts: (N, K) or (O, I, kh, kw)."""
     try:
         sizes = tuple(operator.index(d) for d in shape)
@@ -347,7 +347,7 @@ def checked_shape(where, shape, error=FormatError):
             return sizes
     except (TypeError, ValueError):
         pass
-    raise error(f"{where}: shape is {shape!r}; accepted: (N, K), or (O, I, kh, kw) of a convolution.")
+    raise FormatError(f"{where}: {what} {shape!r}; accepted: (N, K), or (O, I, kh, kw) of a convolution.")
 
 
 def _checked_bits(where, bits):

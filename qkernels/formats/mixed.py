@@ -1,5 +1,6 @@
 """Integer weights whose rows have different widths."""
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -133,8 +134,8 @@ class MixedIntWeight(WeightFormat):
             raise DTypeError(
                 f"{where}: codes are {q.dtype}, row_bits {b.dtype}; accepted: integers. Round before packing."
             )
-        shape = checked_shape(where, q.shape)
-        q = q.reshape(shape[0], -1) if q.size else q.reshape(shape[0], int(np.prod(shape[1:])))
+        shape = checked_shape(where, q.shape, "codes have shape")
+        q = q.reshape(shape[0], math.prod(shape[1:]))
         if b.shape != (shape[0],) or (b.size and (b.min() < LEAST or b.max() > MOST)):
             raise FormatError(
                 f"{where}: row_bits must be ({shape[0]},) integers, {LEAST} to {MOST}; it is {b}."

@@ -1,6 +1,6 @@
 """The rows of the registry: which kernel computes which operation for which weight format."""
 
-from .. import cpu, reference_backend, registry
+from .. import cpu, cpu_conv, reference_backend, registry
 from ..registry import Kernel
 
 
@@ -27,3 +27,21 @@ for _op in ("matmul_int", "linear_requant"):
     add_rows(_op, GEMM_FORMATS, "gemm", GEMM_ISAS, getattr(cpu, _op), getattr(reference_backend, _op))
 for _op in ("requantize", "quantize_activations"):
     add_rows(_op, (None,), "elementwise", GEMM_ISAS, getattr(cpu, _op), getattr(reference_backend, _op))
+
+
+CONV_FORMATS = ("IntWeight",)
+
+for _op, _accepts in (
+    ("conv2d", integer_activations),
+    ("conv2d_int", None),
+    ("conv2d_requant", None),
+):
+    add_rows(
+        _op,
+        CONV_FORMATS,
+        "conv",
+        GEMM_ISAS,
+        getattr(cpu_conv, _op),
+        getattr(reference_backend, _op),
+        _accepts,
+    )

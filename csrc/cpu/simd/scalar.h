@@ -23,7 +23,7 @@ struct i64v {
 // ---- int8 products -------------------------------------------------------------------------------------------------
 inline constexpr int ACC_N = 1;
 inline constexpr int NV = 8;
-inline constexpr int MR = 1;
+inline constexpr int MR = 1, MR_PACKED = 1;
 using acc_t = int32_t;
 struct bvec {  // the bytes of a k step of one channel
     uint8_t v[4];
@@ -64,6 +64,7 @@ inline acc_t dot4(acc_t acc, xvec x, wvec w) {  // unsigned: the offset form may
     return static_cast<int32_t>(sum);
 }
 inline acc_t acc_zero() { return 0; }
+inline acc_t own_register(acc_t acc) { return acc; }
 inline int32_t acc_lanes(acc_t acc) { return acc; }
 inline acc_t acc_load(const int32_t* p) { return *p; }
 inline void acc_store(int32_t* p, acc_t acc) { *p = acc; }
@@ -168,6 +169,23 @@ inline uint8_t xor_bytes(uint8_t a, uint8_t b) { return a ^ b; }
 inline i32v sum_bytes(i32v acc, uint8_t v) { return acc + v; }
 
 inline void prefetch(const char*) {}
+
+// ---- convolutions ---------------------------------------------------------------------------------------------------
+constexpr int transpose_block(size_t) { return 1; }
+template <class T>
+inline void transpose_square(const T*, int64_t, T*, int64_t) {}
+inline xvec load_quads(const uint8_t* p) { return load_x(p); }
+inline void arrange64(const uint8_t* x, uint8_t flip, uint8_t* out) {
+    for (int i = 0; i < 64; ++i) out[i] = x[i] ^ flip;
+}
+inline void interleave64(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d, uint8_t* out) {
+    for (int i = 0; i < 64; ++i) {
+        out[4 * i] = a[i];
+        out[4 * i + 1] = b[i];
+        out[4 * i + 2] = c[i];
+        out[4 * i + 3] = d[i];
+    }
+}
 
 }  // namespace simd
 }  // namespace

@@ -5,9 +5,10 @@ import copy
 import torch
 from torch import nn
 
-from ... import _standin
 from ...compress import Recipe, compress
+from ...folding import fold_batch_norm
 from ...integer_network import Codes, IntegerNetwork
+from ...nn import Conv2d
 from .. import measure as shared
 from .. import picture
 from ..variants import COMPILED, QK, Variant, compile_some
@@ -36,7 +37,7 @@ def layerwise(recipe):
     """``qkernels.compress``: each layer quantizes its float input, multiplies integers and returns floats."""
 
     def build(model, calibration):
-        return compress(fused(model), recipe, calibration)
+        return fused(compress(model, recipe, calibration))
 
     return build
 
@@ -63,12 +64,18 @@ def check_installed():
 
 
 def fused(model):
-    """A copy of a folded network whose convolutions do ReLU6 themselves."""
-    model = copy.deepcopy(model)
+    """A compressed network whose convolutions pad and do ReLU6 themselves."""
     for part in model.modules():
-        if isinstance(part, nn.Sequential) and isinstance(getattr(part, "act", None), nn.ReLU6):
-            part.conv.activation = "relu6"
-            part.act = nn.Identity()
+        conv = getattr(part, "conv", None)
+        if isinstance(part, nn.Sequential) and isinstance(conv, Conv2d):
+            g, activation = conv.geometry, "relu6" if isinstance(part[-1], nn.ReLU6) else None
+            left, right, top, bottom = part.pad.padding if hasattr(part, "pad") else (0, 0, 0, 0)
+            padding = tuple(a + b for a, b in zip(g.padding, (top, bottom, left, right)))
+            options = g.stride, padding, g.dilation, g.groups, conv.input_quant, activation
+            part.conv = Conv2d(conv.weight, conv.bias, *options)
+            for name in ("pad", "act"):
+                if hasattr(part, name):
+                    setattr(part, name, nn.Identity())
     return model
 
 
@@ -96,7 +103,7 @@ def _variant(family, how, model):
 
 def build(model, recipes, calibration, cases, compile_seconds, say):
     """All variants of ``model``, and notes on those that could not be had."""
-    folded = _standin.fold_batch_norm(model)
+    folded = fold_batch_norm(model)
     variants = [
         _variant("float32", PLAIN, model),
         _variant("float32", FOLDED, folded),
