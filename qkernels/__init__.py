@@ -4,15 +4,26 @@ from importlib import import_module
 
 from .errors import ArgumentError, DTypeError, FormatError, UnsupportedError
 from .formats import IntWeight, MixedIntWeight
+from .integer_quant import AddRequant, LayerNormInt
 from .ops import (
+    add_requant,
+    avg_pool2d_int,
+    concat_requant,
     conv2d,
     conv2d_int,
     conv2d_requant,
+    gelu_int,
+    global_avg_pool2d_int,
+    layer_norm_int,
     linear,
     linear_requant,
+    lookup_int8,
+    lookup_table,
     matmul_int,
+    max_pool2d_int,
     quantize_activations,
     requantize,
+    softmax_int,
 )
 from .quant import InputQuant, Requant
 from .registry import capabilities, explain, force_isa
@@ -22,26 +33,38 @@ from .version import __version__
 _LAZY = {"nn": ".nn", "compress": ".compress:compress", "save": ".io:save", "load": ".io:load"}
 
 __all__ = [
+    "AddRequant",
     "ArgumentError",
     "DTypeError",
     "FormatError",
     "InputQuant",
     "IntWeight",
     "MixedIntWeight",
+    "LayerNormInt",
     "Requant",
     "UnsupportedError",
     "__version__",
+    "add_requant",
+    "avg_pool2d_int",
     "capabilities",
     "conv2d",
     "conv2d_int",
     "conv2d_requant",
+    "concat_requant",
     "explain",
     "force_isa",
+    "gelu_int",
+    "global_avg_pool2d_int",
+    "layer_norm_int",
     "linear",
     "linear_requant",
+    "lookup_int8",
+    "lookup_table",
     "matmul_int",
+    "max_pool2d_int",
     "quantize_activations",
     "requantize",
+    "softmax_int",
     *_LAZY,
 ]
 

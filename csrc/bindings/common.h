@@ -57,3 +57,4 @@ void bind_machine(py::module_& m);      // machine.cpp
 void bind_elementwise(py::module_& m);  // elementwise.cpp
 void bind_gemm(py::module_& m);         // gemm.cpp
 void bind_conv(py::module_& m);         // conv.cpp
+void bind_integer(py::module_& m);      // integer.cpp

@@ -15,6 +15,7 @@ MULTIPLY_EVENTS = {  # operators that multiply by a weight in a compiled graph
     "mkldnn::_convolution_pointwise",
     "mkldnn::_convolution_pointwise_",
     "qkernels::linear_int",
+    "qkernels::conv2d_int",
 }
 
 

@@ -1,6 +1,6 @@
 """The rows of the registry: which kernel computes which operation for which weight format."""
 
-from .. import cpu, cpu_conv, reference_backend, registry
+from .. import cpu, cpu_conv, cpu_integer, reference_backend, registry
 from ..registry import Kernel
 
 
@@ -45,3 +45,9 @@ for _op, _accepts in (
         getattr(reference_backend, _op),
         _accepts,
     )
+# Tables gain from VBMI, which comes with the fourth level; the others do not.
+BYTE_ISAS = ("scalar", "avx2", "avx512vnni", "avx512vpopcntdq")
+for _op in ("concat_requant", "lookup_int8", "gelu_int", "softmax_int"):
+    add_rows(_op, (None,), "integer", BYTE_ISAS, getattr(cpu_integer, _op), getattr(reference_backend, _op))
+for _op in ("add_requant", "layer_norm_int", "max_pool2d_int", "avg_pool2d_int"):
+    add_rows(_op, (None,), "integer", GEMM_ISAS, getattr(cpu_integer, _op), getattr(reference_backend, _op))

@@ -2,21 +2,43 @@
 
 from .activation import ACTIVATIONS, apply_activation
 from .conv import conv2d, conv2d_float, conv2d_int, conv2d_requant
+from .integer import (
+    add_requant,
+    avg_pool2d,
+    concat_requant,
+    exp_int,
+    gelu_int,
+    layer_norm_int,
+    lookup_int8,
+    max_pool2d,
+    requant_table,
+    softmax_int,
+)
 from .linear import linear_float, linear_int, linear_requant, matmul_int
 from .quantize import quantize_activations
 from .requantize import requantize
 
 __all__ = [
     "ACTIVATIONS",
+    "add_requant",
     "apply_activation",
+    "avg_pool2d",
+    "concat_requant",
     "conv2d",
     "conv2d_float",
     "conv2d_int",
     "conv2d_requant",
+    "exp_int",
+    "gelu_int",
+    "layer_norm_int",
     "linear_float",
     "linear_int",
     "linear_requant",
+    "lookup_int8",
     "matmul_int",
+    "max_pool2d",
     "quantize_activations",
+    "requant_table",
     "requantize",
+    "softmax_int",
 ]
