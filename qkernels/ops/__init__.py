@@ -18,7 +18,7 @@ from .conv import (
     conv2d_requant_request,
     conv2d_request,
 )
-from .cpu import ACTIVATIONS
+from ..cpu import ACTIVATIONS
 from .integer import (
     linear_requant,
     linear_requant_request,
