@@ -5,15 +5,26 @@ from importlib import import_module
 from .binary import DPReLU, RPReLU, Threshold
 from .errors import ArgumentError, DTypeError, FormatError, UnsupportedError
 from .formats import BinaryWeight, IntWeight, MixedIntWeight, TernaryWeight
+from .integer_quant import AddRequant, LayerNormInt
 from .ops import (
+    add_requant,
+    avg_pool2d_int,
+    concat_requant,
+    gelu_int,
+    global_avg_pool2d_int,
+    layer_norm_int,
     linear,
     linear_binary,
     linear_requant,
+    lookup_int8,
+    lookup_table,
     matmul_binary,
     matmul_int,
+    max_pool2d_int,
     pack_signs,
     quantize_activations,
     requantize,
+    softmax_int,
 )
 from .quant import InputQuant, Requant
 from .registry import capabilities, explain, force_isa
@@ -23,6 +34,7 @@ from .version import __version__
 _LAZY = {"nn": ".nn", "compress": ".compress:compress", "save": ".io:save", "load": ".io:load"}
 
 __all__ = [
+    "AddRequant",
     "ArgumentError",
     "BinaryWeight",
     "DPReLU",
@@ -30,6 +42,7 @@ __all__ = [
     "FormatError",
     "InputQuant",
     "IntWeight",
+    "LayerNormInt",
     "MixedIntWeight",
     "RPReLU",
     "Requant",
@@ -37,17 +50,27 @@ __all__ = [
     "Threshold",
     "UnsupportedError",
     "__version__",
+    "add_requant",
+    "avg_pool2d_int",
     "capabilities",
+    "concat_requant",
     "explain",
     "force_isa",
+    "gelu_int",
+    "global_avg_pool2d_int",
+    "layer_norm_int",
     "linear",
     "linear_binary",
     "linear_requant",
     "matmul_binary",
     "matmul_int",
     "pack_signs",
+    "lookup_int8",
+    "lookup_table",
+    "max_pool2d_int",
     "quantize_activations",
     "requantize",
+    "softmax_int",
     *_LAZY,
 ]
 

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 
 from . import reference
-from ._arrays import as_numpy, is_torch
+from ._arrays import as_kind, as_numpy, is_torch
 
 
 def _rows(r):
@@ -138,3 +138,58 @@ def pack_signs(r):
     x, q = _rows(r), r.options["input_quant"]
     bits = _result_as(r, reference.pack_signs(x))
     return bits if q is None else (bits, r.scales(reference.sign_scale(x, q), q.granularity == "token"))
+
+
+# ---- integer-only operations, on arrays of any shape -----------------------------------------------------------
+
+
+def _codes(r, x=None):
+    return as_numpy(r.x if x is None else x, r.op, "q")
+
+
+def _like(r, y):
+    return as_kind(np.ascontiguousarray(y).astype(r.out_name), r.x)
+
+
+def add_requant(r):
+    o = r.options
+    return _like(r, reference.add_requant(_codes(r), _codes(r, o["b"]), o["requant"], *o["limits"]))
+
+
+def concat_requant(r):
+    o = r.options
+    xs = [_codes(r, x) for x in o["xs"]]
+    return _like(r, reference.concat_requant(xs, o["zero_points"], o["requants"], *o["limits"], o["axis"]))
+
+
+def lookup_int8(r):
+    return _like(r, reference.lookup_int8(_codes(r), r.options["table"]))
+
+
+def gelu_int(r):
+    o = r.options
+    return _like(r, reference.gelu_int(_codes(r), o["zero_point"], o["to_erf"], o["requant"], *o["limits"]))
+
+
+def softmax_int(r):
+    if not r.m or not r.n:
+        return _like(r, _codes(r))
+    y = reference.softmax_int(_codes(r).reshape(r.m, r.n), r.options["to_exponent"])
+    return _like(r, (y - (128 if r.out_name == "int8" else 0)).reshape(r.x.shape))
+
+
+def layer_norm_int(r):
+    if not r.m:
+        return _like(r, _codes(r))
+    y = reference.layer_norm_int(_codes(r).reshape(r.m, r.n), r.options["norm"], *r.options["limits"])
+    return _like(r, y.reshape(r.x.shape))
+
+
+def max_pool2d_int(r):
+    return _like(r, reference.max_pool2d(_codes(r), r.options["window"]))
+
+
+def avg_pool2d_int(r):
+    o = r.options
+    y = reference.avg_pool2d(_codes(r), o["window"], o["zero_point"], o["requants"], *o["limits"])
+    return _like(r, y)

@@ -9,17 +9,6 @@ void bind_elementwise(py::module_& m) {
                 if (rounding < 0 || rounding > 2) throw std::invalid_argument("RequantArrays: rounding is 0, 1 or 2");
                 return RequantArrays{multiplier, shift, scale, rounding, zero_point, lo, hi};
             }));
-    m.def("requantize", [](int isa, Address acc, int64_t rows, int64_t n, int64_t ld_acc, const RequantArrays& r,
-                           Address out, int threads) {
-        const qk::Kernels& kernels = checked_isa(isa);
-        present("requantize: acc", acc, rows * n);
-        py::gil_scoped_release release;
-        qk::Epilogue e = r.epilogue();
-        e.out = pointer<void>(out);
-        e.ldo = n;
-        qk::requantize(kernels, pointer<int32_t>(acc), rows, n, ld_acc, e, static_cast<qk::Rounding>(r.rounding),
-                       threads);
-    });
     m.def("quantize_activations",
           [](int isa, Address x, int x_type, int64_t rows, int64_t k, int64_t ldx, int mode, int bits, bool is_signed,
              float scale, int zero_point, Address inv_k, Address codes, Address scales, int threads) {

@@ -7,4 +7,5 @@ PYBIND11_MODULE(_native, m) {
     bind_elementwise(m);
     bind_gemm(m);
     bind_binary(m);
+    bind_integer(m);
 }

@@ -23,7 +23,8 @@ struct Features {
         avx2 = ymm && fma && f16c && (b & bit_AVX2);
         const unsigned base = bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL;
         avx512vnni = avx2 && zmm && (b & base) == base && (c & bit_AVX512VNNI);
-        avx512vpopcntdq = avx512vnni && (c & bit_AVX512VPOPCNTDQ);
+        // Every processor with the one has the other (Ice Lake, Zen 4 and later); a hypervisor may hide either.
+        avx512vpopcntdq = avx512vnni && (c & bit_AVX512VPOPCNTDQ) && (c & bit_AVX512VBMI);
     }
 };
 

@@ -125,6 +125,7 @@ void micro_group(const qk::GroupArgs& args) {
     const qk::GroupArgs a = args;
     constexpr int ALL = BITS < 8 ? ROWS + 1 : ROWS;
     const xvec zeros = set_x(a.zero);
+    const char* ahead = a.ahead;
     const uint8_t* x[ROWS];
     unroll<ROWS>([&](auto r) __attribute__((always_inline)) { x[r] = a.rows[r]; });
     for (int column = 0; column < qk::kPanelN; column += NV * ACC_N) {
@@ -178,6 +179,7 @@ void micro_group(const qk::GroupArgs& args) {
             int64_t left = chunks;
             start();
             for (int64_t all = a.steps / width; all > 0; --all) {
+                for (int i = 0; i < a.lines && width == 4; ++i, ahead += 64) prefetch(ahead);
                 unroll<width>([&](auto) __attribute__((always_inline)) { advance(); });
                 if (--left == 0 || all == 1) {
                     finish();

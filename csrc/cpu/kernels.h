@@ -37,6 +37,8 @@ struct GroupArgs {
     const int32_t* init = nullptr;    // [groups][64] starts; packed codes: unused, `zero` takes their place
     uint8_t zero = 0;                 // what the stored code of 0 is: zero * sum(w) is taken off
     float* tile = nullptr;            // [rows][64]
+    const char* ahead = nullptr;      // as in MicroArgs
+    int lines = 0;
 };
 using GroupFn = void (*)(const GroupArgs& args);
 

@@ -98,14 +98,4 @@ int64_t quantize_activations(const Kernels& isa, const void* x, DType x_type, in
     return bad.load();
 }
 
-void requantize(const Kernels& isa, const int32_t* acc, int64_t m, int64_t n, int64_t ld_acc, Epilogue epilogue,
-                Rounding rounding, int threads) {
-    // The epilogue reads tiles of 64 columns with a row pitch of 64, so one row at a time is a tile as it stands.
-    const EpilogueFn store = isa.store_byte[static_cast<int>(rounding)];
-    parallel_for(threads_for_bytes(threads, m * n * 5), m, [&](int64_t row) {
-        for (int64_t c = 0; c < n; c += kPanelN)
-            store(epilogue, acc + row * ld_acc + c, row, 1, c, static_cast<int>(std::min<int64_t>(kPanelN, n - c)));
-    });
-}
-
 }  // namespace qk

@@ -1,4 +1,4 @@
-// Activation quantization and requantization over whole matrices.
+// Activation quantization over whole matrices.
 #pragma once
 
 #include "gemm.h"
@@ -29,9 +29,5 @@ uint32_t amax_tensor(const Kernels& isa, const void* x, DType x_type, int64_t m,
 // The public op: codes and scales for a matrix. Returns the first non-finite row, or -1.
 int64_t quantize_activations(const Kernels& isa, const void* x, DType x_type, int64_t m, int64_t k, int64_t ldx,
                              const InputQuant& q, const float* inv_k, uint8_t* codes, float* scales, int threads);
-
-// out[m][n] = requant(acc[m][n]); per-channel arrays of n in the epilogue.
-void requantize(const Kernels& isa, const int32_t* acc, int64_t m, int64_t n, int64_t ld_acc, Epilogue epilogue,
-                Rounding rounding, int threads);
 
 }  // namespace qk

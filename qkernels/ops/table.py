@@ -1,6 +1,6 @@
 """The rows of the registry: which kernel computes which operation for which weight format."""
 
-from .. import cpu, cpu_binary, reference_backend, registry
+from .. import cpu, cpu_binary, cpu_integer, reference_backend, registry
 from ..registry import Kernel
 
 
@@ -50,3 +50,10 @@ for _op in ("matmul_binary", "linear_binary"):
         _op, BITS_FORMATS, "binary", BINARY_ISAS, getattr(cpu_binary, _op), getattr(reference_backend, _op)
     )
 add_rows("pack_signs", (None,), "binary", BINARY_ISAS, cpu_binary.pack_signs, reference_backend.pack_signs)
+
+# Tables gain from VBMI, which comes with the fourth level; the others do not.
+BYTE_ISAS = ("scalar", "avx2", "avx512vnni", "avx512vpopcntdq")
+for _op in ("concat_requant", "lookup_int8", "gelu_int", "softmax_int"):
+    add_rows(_op, (None,), "integer", BYTE_ISAS, getattr(cpu_integer, _op), getattr(reference_backend, _op))
+for _op in ("add_requant", "layer_norm_int", "max_pool2d_int", "avg_pool2d_int"):
+    add_rows(_op, (None,), "integer", GEMM_ISAS, getattr(cpu_integer, _op), getattr(reference_backend, _op))

@@ -11,24 +11,46 @@ from .binary import (
     threshold_bits,
     threshold_multiples,
 )
+from .integer import (
+    add_requant,
+    avg_pool2d,
+    concat_requant,
+    exp_int,
+    gelu_int,
+    layer_norm_int,
+    lookup_int8,
+    max_pool2d,
+    requant_table,
+    softmax_int,
+)
 from .linear import linear_float, linear_int, linear_requant, matmul_int
 from .quantize import quantize_activations
 from .requantize import requantize
 
 __all__ = [
     "ACTIVATIONS",
+    "add_requant",
     "apply_activation",
+    "avg_pool2d",
     "binary_matmul",
+    "concat_requant",
     "dprelu",
+    "exp_int",
+    "gelu_int",
+    "layer_norm_int",
     "linear_float",
     "linear_int",
     "linear_requant",
+    "lookup_int8",
     "matmul_int",
+    "max_pool2d",
     "pack_signs",
     "quantize_activations",
+    "requant_table",
     "requantize",
     "scaled",
     "sign_scale",
+    "softmax_int",
     "ternary_matmul",
     "threshold_bits",
     "threshold_multiples",
