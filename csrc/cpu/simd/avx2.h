@@ -268,7 +268,7 @@ inline uint32_t not_negative(f32v a) {
 inline uint32_t not_less(i32v a, i32v b) {
     return 255u ^ static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(b, a))));
 }
-inline i32v xori(i32v a, i32v b) { return _mm256_xor_si256(a, b); }
+inline i32v xor_lanes(i32v a, i32v b) { return _mm256_xor_si256(a, b); }
 inline f32v select_greater(f32v a, f32v b, f32v if_greater, f32v otherwise) {
     return _mm256_blendv_ps(otherwise, if_greater, _mm256_cmp_ps(a, b, _CMP_GT_OQ));
 }

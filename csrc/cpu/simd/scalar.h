@@ -200,7 +200,7 @@ inline void store_counts(int32_t* p, wordv even, wordv odd, const int32_t* start
 }
 inline uint32_t not_negative(f32v a) { return a >= 0.0f; }   // bit i: lane i >= 0; false for NaN
 inline uint32_t not_less(i32v a, i32v b) { return a >= b; }  // bit i: a[i] >= b[i]
-inline i32v xori(i32v a, i32v b) { return a ^ b; }
+inline i32v xor_lanes(i32v a, i32v b) { return a ^ b; }
 inline f32v select_greater(f32v a, f32v b, f32v if_greater, f32v otherwise) { return a > b ? if_greater : otherwise; }
 
 inline void prefetch(const char*) {}
