@@ -65,6 +65,61 @@ def quantize_activations(r):
     return _result(r, codes), r.like(scale)
 
 
+# ---- integer-only operations, on arrays of any shape -----------------------------------------------------------
+
+
+def _codes(r, x=None):
+    return as_numpy(r.x if x is None else x, r.op, "q")
+
+
+def _like(r, y):
+    return as_kind(np.ascontiguousarray(y).astype(r.out_name), r.x)
+
+
+def add_requant(r):
+    o = r.options
+    return _like(r, reference.add_requant(_codes(r), _codes(r, o["b"]), o["requant"], *o["limits"]))
+
+
+def concat_requant(r):
+    o = r.options
+    xs = [_codes(r, x) for x in o["xs"]]
+    return _like(r, reference.concat_requant(xs, o["zero_points"], o["requants"], *o["limits"], o["axis"]))
+
+
+def lookup_int8(r):
+    return _like(r, reference.lookup_int8(_codes(r), r.options["table"]))
+
+
+def gelu_int(r):
+    o = r.options
+    return _like(r, reference.gelu_int(_codes(r), o["zero_point"], o["to_erf"], o["requant"], *o["limits"]))
+
+
+def softmax_int(r):
+    if not r.m or not r.n:
+        return _like(r, _codes(r))
+    y = reference.softmax_int(_codes(r).reshape(r.m, r.n), r.options["to_exponent"])
+    return _like(r, (y - (128 if r.out_name == "int8" else 0)).reshape(r.x.shape))
+
+
+def layer_norm_int(r):
+    if not r.m:
+        return _like(r, _codes(r))
+    y = reference.layer_norm_int(_codes(r).reshape(r.m, r.n), r.options["norm"], *r.options["limits"])
+    return _like(r, y.reshape(r.x.shape))
+
+
+def max_pool2d_int(r):
+    return _like(r, reference.max_pool2d(_codes(r), r.options["window"]))
+
+
+def avg_pool2d_int(r):
+    o = r.options
+    y = reference.avg_pool2d(_codes(r), o["window"], o["zero_point"], o["requants"], *o["limits"])
+    return _like(r, y)
+
+
 # ---- signs -----------------------------------------------------------------------------------------------
 
 
@@ -140,56 +195,39 @@ def pack_signs(r):
     return bits if q is None else (bits, r.scales(reference.sign_scale(x, q), q.granularity == "token"))
 
 
-# ---- integer-only operations, on arrays of any shape -----------------------------------------------------------
+def _images(r):
+    x = as_numpy(r.x, r.op, "x")
+    return x.astype(np.float32) if x.dtype.kind == "f" else x
 
 
-def _codes(r, x=None):
-    return as_numpy(r.x if x is None else x, r.op, "q")
+def _image_result(r, out):
+    """NumPy (B, O, H, W) to x's kind, r.out_name and memory order."""
+    y = r.empty()
+    if is_torch(y):
+        y.copy_(sys.modules["torch"].from_numpy(np.ascontiguousarray(out)))
+    else:
+        y[...] = out
+    return y
 
 
-def _like(r, y):
-    return as_kind(np.ascontiguousarray(y).astype(r.out_name), r.x)
+def conv2d(r):
+    bias = None if r.bias is None else as_numpy(r.bias, r.op, "bias").astype(np.float32)
+    w, q, act = r.w.numpy(), r.options["input_quant"], r.options["activation"]
+    if q is None:
+        return _image_result(r, reference.conv2d_float(_images(r), w, r.geometry, bias, act))
+    return _image_result(r, reference.conv2d(_images(r), w, q, r.geometry, bias, act))
 
 
-def add_requant(r):
-    o = r.options
-    return _like(r, reference.add_requant(_codes(r), _codes(r, o["b"]), o["requant"], *o["limits"]))
+def conv2d_int(r):
+    w = r.w.numpy()
+    codes = w.codes().reshape(w.shape)
+    acc = reference.conv2d_int(_images(r), codes, r.geometry, r.options["x_zero_point"], w.zero_point)
+    return _image_result(r, acc)
 
 
-def concat_requant(r):
-    o = r.options
-    xs = [_codes(r, x) for x in o["xs"]]
-    return _like(r, reference.concat_requant(xs, o["zero_points"], o["requants"], *o["limits"], o["axis"]))
-
-
-def lookup_int8(r):
-    return _like(r, reference.lookup_int8(_codes(r), r.options["table"]))
-
-
-def gelu_int(r):
-    o = r.options
-    return _like(r, reference.gelu_int(_codes(r), o["zero_point"], o["to_erf"], o["requant"], *o["limits"]))
-
-
-def softmax_int(r):
-    if not r.m or not r.n:
-        return _like(r, _codes(r))
-    y = reference.softmax_int(_codes(r).reshape(r.m, r.n), r.options["to_exponent"])
-    return _like(r, (y - (128 if r.out_name == "int8" else 0)).reshape(r.x.shape))
-
-
-def layer_norm_int(r):
-    if not r.m:
-        return _like(r, _codes(r))
-    y = reference.layer_norm_int(_codes(r).reshape(r.m, r.n), r.options["norm"], *r.options["limits"])
-    return _like(r, y.reshape(r.x.shape))
-
-
-def max_pool2d_int(r):
-    return _like(r, reference.max_pool2d(_codes(r), r.options["window"]))
-
-
-def avg_pool2d_int(r):
-    o = r.options
-    y = reference.avg_pool2d(_codes(r), o["window"], o["zero_point"], o["requants"], *o["limits"])
-    return _like(r, y)
+def conv2d_requant(r):
+    w, o = r.w.numpy(), r.options
+    codes = w.codes().reshape(w.shape)
+    bias = None if r.bias is None else as_numpy(r.bias, r.op, "bias")
+    rest = o["requant"], *o["limits"], bias, o["x_zero_point"], w.zero_point
+    return _image_result(r, reference.conv2d_requant(_images(r), codes, r.geometry, *rest))

@@ -18,6 +18,7 @@ OPS = ("linear", "matmul_int", "linear_requant", "requantize", "quantize_activat
 OPS += ("add_requant", "concat_requant", "lookup_int8", "gelu_int", "softmax_int", "layer_norm_int")
 OPS += ("max_pool2d_int", "avg_pool2d_int")
 OPS += ("matmul_binary", "linear_binary", "pack_signs")
+OPS += ("conv2d", "conv2d_int", "conv2d_requant")
 
 
 @dataclass(frozen=True)

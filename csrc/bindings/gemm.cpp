@@ -22,25 +22,6 @@ class PackedWeight {
     py::object owner_;
 };
 
-// max|code - zero_point| over all codes that a weight's widths can hold.
-int64_t code_extreme(const qk::GemmView& w) {
-    const qk::GemmHeader& h = *w.header;
-    int64_t extreme = 0;
-    for (int64_t p = 0; p < h.panels(); ++p) {
-        const int bits = static_cast<int>(w.panel(p).bits), levels = 1 << bits;
-        const int64_t lanes = h.parts() * qk::kPanelN;
-        for (int64_t i = 0; i < lanes && bits < 8 && bits > 1; ++i) {
-            const int offset = static_cast<int8_t>(w.offset()[p * lanes + i]);
-            extreme = std::max<int64_t>(extreme, std::max(offset, levels - 1 - offset));
-        }
-        if (bits == 8) extreme = std::max<int64_t>(extreme, 128);
-        for (int64_t n = p * qk::kPanelN; h.has_zero_point && n < std::min(h.n, (p + 1) * qk::kPanelN); ++n)
-            extreme = std::max(extreme, std::max(int64_t{127} - w.zero_point()[n], int64_t{128} + w.zero_point()[n]));
-        if (bits == 1) extreme = std::max<int64_t>(extreme, 1);
-    }
-    return extreme;
-}
-
 int64_t x_extreme(const qk::InputQuant& q) { return std::max(q.hi() - q.zero_point, q.zero_point - q.lo()); }
 
 void not_grouped(const qk::GemmView& w) {
@@ -61,6 +42,24 @@ void check_linear(const qk::GemmView& w, const qk::InputQuant& q) {
 }
 
 }  // namespace
+
+int64_t code_extreme(const qk::GemmView& w) {
+    const qk::GemmHeader& h = *w.header;
+    int64_t extreme = 0;
+    for (int64_t p = 0; p < h.panels(); ++p) {
+        const int bits = static_cast<int>(w.panel(p).bits), levels = 1 << bits;
+        const int64_t lanes = h.parts() * qk::kPanelN;
+        for (int64_t i = 0; i < lanes && bits < 8 && bits > 1; ++i) {
+            const int offset = static_cast<int8_t>(w.offset()[p * lanes + i]);
+            extreme = std::max<int64_t>(extreme, std::max(offset, levels - 1 - offset));
+        }
+        if (bits == 8) extreme = std::max<int64_t>(extreme, 128);
+        for (int64_t n = p * qk::kPanelN; h.has_zero_point && n < std::min(h.n, (p + 1) * qk::kPanelN); ++n)
+            extreme = std::max(extreme, std::max(int64_t{127} - w.zero_point()[n], int64_t{128} + w.zero_point()[n]));
+        if (bits == 1) extreme = std::max<int64_t>(extreme, 1);
+    }
+    return extreme;
+}
 
 void bind_gemm(py::module_& m) {
     py::class_<qk::PrepackSource>(m, "PrepackSource", "What prepack reads; csrc/cpu/gemm.h.")

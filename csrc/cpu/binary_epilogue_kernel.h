@@ -100,7 +100,7 @@ inline uint32_t threshold_bits(const qk::BinaryEpilogue& e, const int32_t* acc, 
     using namespace simd;
     // flipping bits of both sides turns >= into <=: ~a >= ~b where a <= b
     const i32v flip = load_some<WHOLE>(e.flip + n, count);
-    return not_less(xor_lanes(load_some<WHOLE>(acc, count), flip), xor_lanes(load_some<WHOLE>(e.threshold + n, count), flip));
+    return not_less(xori(load_some<WHOLE>(acc, count), flip), xori(load_some<WHOLE>(e.threshold + n, count), flip));
 }
 
 inline void binary_store_threshold(const qk::BinaryEpilogue& given, const int32_t* tile, int64_t m0, int rows,

@@ -1,6 +1,6 @@
 """The rows of the registry: which kernel computes which operation for which weight format."""
 
-from .. import cpu, cpu_binary, cpu_integer, reference_backend, registry
+from .. import cpu, cpu_binary, cpu_conv, cpu_integer, reference_backend, registry
 from ..registry import Kernel
 
 
@@ -45,11 +45,6 @@ for _op in ("matmul_int", "linear_requant"):
     add_rows(_op, GEMM_FORMATS, "gemm", GEMM_ISAS, getattr(cpu, _op), getattr(reference_backend, _op))
 for _op in ("requantize", "quantize_activations"):
     add_rows(_op, (None,), "elementwise", GEMM_ISAS, getattr(cpu, _op), getattr(reference_backend, _op))
-for _op in ("matmul_binary", "linear_binary"):
-    add_rows(
-        _op, BITS_FORMATS, "binary", BINARY_ISAS, getattr(cpu_binary, _op), getattr(reference_backend, _op)
-    )
-add_rows("pack_signs", (None,), "binary", BINARY_ISAS, cpu_binary.pack_signs, reference_backend.pack_signs)
 
 # Tables gain from VBMI, which comes with the fourth level; the others do not.
 BYTE_ISAS = ("scalar", "avx2", "avx512vnni", "avx512vpopcntdq")
@@ -57,3 +52,13 @@ for _op in ("concat_requant", "lookup_int8", "gelu_int", "softmax_int"):
     add_rows(_op, (None,), "integer", BYTE_ISAS, getattr(cpu_integer, _op), getattr(reference_backend, _op))
 for _op in ("add_requant", "layer_norm_int", "max_pool2d_int", "avg_pool2d_int"):
     add_rows(_op, (None,), "integer", GEMM_ISAS, getattr(cpu_integer, _op), getattr(reference_backend, _op))
+for _op in ("matmul_binary", "linear_binary"):
+    add_rows(
+        _op, BITS_FORMATS, "binary", BINARY_ISAS, getattr(cpu_binary, _op), getattr(reference_backend, _op)
+    )
+add_rows("pack_signs", (None,), "binary", BINARY_ISAS, cpu_binary.pack_signs, reference_backend.pack_signs)
+
+CONV_FORMATS = ("IntWeight",)
+for _op, _accepts in (("conv2d", integer_activations), ("conv2d_int", None), ("conv2d_requant", None)):
+    _calls = getattr(cpu_conv, _op), getattr(reference_backend, _op)
+    add_rows(_op, CONV_FORMATS, "conv", GEMM_ISAS, *_calls, _accepts)

@@ -1,6 +1,9 @@
 """The specification, in NumPy: one function per operation. A kernel that disagrees with it is wrong."""
 
-from .activation import ACTIVATIONS, apply_activation
+from .activation import (
+    ACTIVATIONS,
+    apply_activation,
+)
 from .binary import (
     binary_matmul,
     dprelu,
@@ -10,6 +13,12 @@ from .binary import (
     ternary_matmul,
     threshold_bits,
     threshold_multiples,
+)
+from .conv import (
+    conv2d,
+    conv2d_float,
+    conv2d_int,
+    conv2d_requant,
 )
 from .integer import (
     add_requant,
@@ -23,7 +32,12 @@ from .integer import (
     requant_table,
     softmax_int,
 )
-from .linear import linear_float, linear_int, linear_requant, matmul_int
+from .linear import (
+    linear_float,
+    linear_int,
+    linear_requant,
+    matmul_int,
+)
 from .quantize import quantize_activations
 from .requantize import requantize
 
@@ -34,6 +48,10 @@ __all__ = [
     "avg_pool2d",
     "binary_matmul",
     "concat_requant",
+    "conv2d",
+    "conv2d_float",
+    "conv2d_int",
+    "conv2d_requant",
     "dprelu",
     "exp_int",
     "gelu_int",

@@ -268,13 +268,97 @@ inline uint32_t not_negative(f32v a) {
 inline uint32_t not_less(i32v a, i32v b) {
     return 255u ^ static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(b, a))));
 }
-inline i32v xor_lanes(i32v a, i32v b) { return _mm256_xor_si256(a, b); }
+inline i32v xori(i32v a, i32v b) { return _mm256_xor_si256(a, b); }
 inline f32v select_greater(f32v a, f32v b, f32v if_greater, f32v otherwise) {
     return _mm256_blendv_ps(otherwise, if_greater, _mm256_cmp_ps(a, b, _CMP_GT_OQ));
 }
 
 // Assembly: gcc takes a function that only prefetches for one without effect and drops the call.
 inline void prefetch(const char* p) { __asm__ volatile("prefetcht1 %0" : : "m"(*p)); }
+
+// ---- convolutions: transposes of square blocks --------------------------------------------------------------------
+constexpr int transpose_block(size_t bytes) { return static_cast<int>(16 / bytes); }
+inline void transpose_square(const uint8_t* src, int64_t ld_src, uint8_t* dst, int64_t ld_dst) {
+    __m128i a[16], b[16];
+    for (int i = 0; i < 16; ++i) a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(src + i * ld_src));
+    for (int round = 0; round < 2; ++round) {  // four perfect shuffles of the list of rows are a transpose
+        for (int i = 0; i < 8; ++i) {
+            b[2 * i] = _mm_unpacklo_epi8(a[i], a[i + 8]);
+            b[2 * i + 1] = _mm_unpackhi_epi8(a[i], a[i + 8]);
+        }
+        for (int i = 0; i < 8; ++i) {
+            a[2 * i] = _mm_unpacklo_epi8(b[i], b[i + 8]);
+            a[2 * i + 1] = _mm_unpackhi_epi8(b[i], b[i + 8]);
+        }
+    }
+    for (int i = 0; i < 16; ++i) _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + i * ld_dst), a[i]);
+}
+inline void transpose_square(const uint16_t* src, int64_t ld_src, uint16_t* dst, int64_t ld_dst) {
+    __m128i a[8], b[8];
+    for (int i = 0; i < 8; ++i) a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(src + i * ld_src));
+    for (int i = 0; i < 4; ++i) {
+        b[2 * i] = _mm_unpacklo_epi16(a[i], a[i + 4]);
+        b[2 * i + 1] = _mm_unpackhi_epi16(a[i], a[i + 4]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        a[2 * i] = _mm_unpacklo_epi16(b[i], b[i + 4]);
+        a[2 * i + 1] = _mm_unpackhi_epi16(b[i], b[i + 4]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        b[2 * i] = _mm_unpacklo_epi16(a[i], a[i + 4]);
+        b[2 * i + 1] = _mm_unpackhi_epi16(a[i], a[i + 4]);
+    }
+    for (int i = 0; i < 8; ++i) _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + i * ld_dst), b[i]);
+}
+inline void transpose_square(const uint32_t* src, int64_t ld_src, uint32_t* dst, int64_t ld_dst) {
+    __m128i a[4], b[4];
+    for (int i = 0; i < 4; ++i) a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(src + i * ld_src));
+    for (int i = 0; i < 2; ++i) {
+        b[2 * i] = _mm_unpacklo_epi32(a[i], a[i + 2]);
+        b[2 * i + 1] = _mm_unpackhi_epi32(a[i], a[i + 2]);
+    }
+    for (int i = 0; i < 2; ++i) {
+        a[2 * i] = _mm_unpacklo_epi32(b[i], b[i + 2]);
+        a[2 * i + 1] = _mm_unpackhi_epi32(b[i], b[i + 2]);
+    }
+    for (int i = 0; i < 4; ++i) _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + i * ld_dst), a[i]);
+}
+
+// ---- depthwise: four values of each of 64 channels side by side ---------------------------------------------------
+struct quads_t {
+    __m256i low, high;
+};
+inline quads_t load_quads(const uint8_t* p) {
+    const auto* q = reinterpret_cast<const __m128i*>(p);
+    return {_mm256_cvtepu8_epi16(_mm_loadu_si128(q)), _mm256_cvtepu8_epi16(_mm_loadu_si128(q + 1))};
+}
+inline acc_t dot4(acc_t acc, quads_t x, wvec w) {
+    return {_mm256_add_epi32(acc.low, _mm256_madd_epi16(x.low, w.low)),
+            _mm256_add_epi32(acc.high, _mm256_madd_epi16(x.high, w.high))};
+}
+// Unpacking works within 128-bit lanes, so of 32 channels pixels keep group 2 * l + j (of four channels) in lane j,
+// place l.
+inline void arrange64(const uint8_t* x, uint8_t flip, uint8_t* out) {
+    const __m256i order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7), f = _mm256_set1_epi8(static_cast<char>(flip));
+    for (int i = 0; i < 64; i += 32) {
+        const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i),
+                            _mm256_permutevar8x32_epi32(_mm256_xor_si256(v, f), order));
+    }
+}
+inline void interleave64(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d, uint8_t* out) {
+    auto load = [](const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); };
+    for (int i = 0; i < 64; i += 32) {
+        const __m256i va = load(a + i), vb = load(b + i), vc = load(c + i), vd = load(d + i);
+        const __m256i ab0 = _mm256_unpacklo_epi8(va, vb), ab1 = _mm256_unpackhi_epi8(va, vb);
+        const __m256i cd0 = _mm256_unpacklo_epi8(vc, vd), cd1 = _mm256_unpackhi_epi8(vc, vd);
+        auto* to = reinterpret_cast<__m256i*>(out + i * 4);
+        _mm256_storeu_si256(to, _mm256_unpacklo_epi16(ab0, cd0));
+        _mm256_storeu_si256(to + 1, _mm256_unpackhi_epi16(ab0, cd0));
+        _mm256_storeu_si256(to + 2, _mm256_unpacklo_epi16(ab1, cd1));
+        _mm256_storeu_si256(to + 3, _mm256_unpackhi_epi16(ab1, cd1));
+    }
+}
 
 }  // namespace simd
 }  // namespace

@@ -130,6 +130,7 @@ inline void store(int32_t* p, i32v v, int n) { _mm512_mask_storeu_epi32(p, first
 inline i32v addi(i32v a, i32v b) { return _mm512_add_epi32(a, b); }
 inline i32v subi(i32v a, i32v b) { return _mm512_sub_epi32(a, b); }
 inline i32v muli(i32v a, i32v b) { return _mm512_mullo_epi32(a, b); }
+inline i32v xori(i32v a, i32v b) { return _mm512_xor_si512(a, b); }
 inline i32v maxu(i32v a, i32v b) { return _mm512_max_epu32(a, b); }
 inline i32v abs_bits(f32v a) { return _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7fffffff)); }
 inline uint32_t reduce_maxu(i32v a) { return _mm512_reduce_max_epu32(a); }
@@ -187,6 +188,73 @@ inline i32v sum_bytes(i32v acc, __m512i v) { return _mm512_dpbusd_epi32(acc, v, 
 
 // Assembly: gcc takes a function that only prefetches for one without effect and drops the call.
 inline void prefetch(const char* p) { __asm__ volatile("prefetcht1 %0" : : "m"(*p)); }
+
+// ---- convolutions: transposes of square blocks --------------------------------------------------------------------
+constexpr int transpose_block(size_t bytes) { return static_cast<int>(16 / bytes); }
+inline void transpose_square(const uint8_t* src, int64_t ld_src, uint8_t* dst, int64_t ld_dst) {
+    __m128i a[16], b[16];
+    for (int i = 0; i < 16; ++i) a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(src + i * ld_src));
+    for (int round = 0; round < 2; ++round) {  // four perfect shuffles of the list of rows are a transpose
+        for (int i = 0; i < 8; ++i) {
+            b[2 * i] = _mm_unpacklo_epi8(a[i], a[i + 8]);
+            b[2 * i + 1] = _mm_unpackhi_epi8(a[i], a[i + 8]);
+        }
+        for (int i = 0; i < 8; ++i) {
+            a[2 * i] = _mm_unpacklo_epi8(b[i], b[i + 8]);
+            a[2 * i + 1] = _mm_unpackhi_epi8(b[i], b[i + 8]);
+        }
+    }
+    for (int i = 0; i < 16; ++i) _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + i * ld_dst), a[i]);
+}
+inline void transpose_square(const uint16_t* src, int64_t ld_src, uint16_t* dst, int64_t ld_dst) {
+    __m128i a[8], b[8];
+    for (int i = 0; i < 8; ++i) a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(src + i * ld_src));
+    for (int i = 0; i < 4; ++i) {
+        b[2 * i] = _mm_unpacklo_epi16(a[i], a[i + 4]);
+        b[2 * i + 1] = _mm_unpackhi_epi16(a[i], a[i + 4]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        a[2 * i] = _mm_unpacklo_epi16(b[i], b[i + 4]);
+        a[2 * i + 1] = _mm_unpackhi_epi16(b[i], b[i + 4]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        b[2 * i] = _mm_unpacklo_epi16(a[i], a[i + 4]);
+        b[2 * i + 1] = _mm_unpackhi_epi16(a[i], a[i + 4]);
+    }
+    for (int i = 0; i < 8; ++i) _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + i * ld_dst), b[i]);
+}
+inline void transpose_square(const uint32_t* src, int64_t ld_src, uint32_t* dst, int64_t ld_dst) {
+    __m128i a[4], b[4];
+    for (int i = 0; i < 4; ++i) a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(src + i * ld_src));
+    for (int i = 0; i < 2; ++i) {
+        b[2 * i] = _mm_unpacklo_epi32(a[i], a[i + 2]);
+        b[2 * i + 1] = _mm_unpackhi_epi32(a[i], a[i + 2]);
+    }
+    for (int i = 0; i < 2; ++i) {
+        a[2 * i] = _mm_unpacklo_epi32(b[i], b[i + 2]);
+        a[2 * i + 1] = _mm_unpackhi_epi32(b[i], b[i + 2]);
+    }
+    for (int i = 0; i < 4; ++i) _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + i * ld_dst), a[i]);
+}
+
+// ---- depthwise: four values of each of 64 channels side by side ---------------------------------------------------
+inline xvec load_quads(const uint8_t* p) { return _mm512_loadu_si512(p); }
+// Unpacking works within 128-bit lanes, so pixels keep channel group 4 * l + j (of four channels) in lane j, place l.
+inline void arrange64(const uint8_t* x, uint8_t flip, uint8_t* out) {
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i v = _mm512_xor_si512(_mm512_loadu_si512(x), _mm512_set1_epi8(static_cast<char>(flip)));
+    _mm512_storeu_si512(out, _mm512_permutexvar_epi32(order, v));
+}
+inline void interleave64(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d, uint8_t* out) {
+    const __m512i va = _mm512_loadu_si512(a), vb = _mm512_loadu_si512(b);
+    const __m512i vc = _mm512_loadu_si512(c), vd = _mm512_loadu_si512(d);
+    const __m512i ab0 = _mm512_unpacklo_epi8(va, vb), ab1 = _mm512_unpackhi_epi8(va, vb);
+    const __m512i cd0 = _mm512_unpacklo_epi8(vc, vd), cd1 = _mm512_unpackhi_epi8(vc, vd);
+    _mm512_storeu_si512(out, _mm512_unpacklo_epi16(ab0, cd0));
+    _mm512_storeu_si512(out + 64, _mm512_unpackhi_epi16(ab0, cd0));
+    _mm512_storeu_si512(out + 128, _mm512_unpacklo_epi16(ab1, cd1));
+    _mm512_storeu_si512(out + 192, _mm512_unpackhi_epi16(ab1, cd1));
+}
 
 }  // namespace simd
 }  // namespace

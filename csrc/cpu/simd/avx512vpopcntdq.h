@@ -36,7 +36,6 @@ inline void store_counts(int32_t* p, wordv even, wordv odd, const int32_t* start
 }
 inline uint32_t not_negative(f32v a) { return _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_GE_OQ); }
 inline uint32_t not_less(i32v a, i32v b) { return _mm512_cmpge_epi32_mask(a, b); }
-inline i32v xor_lanes(i32v a, i32v b) { return _mm512_xor_si512(a, b); }
 inline f32v select_greater(f32v a, f32v b, f32v if_greater, f32v otherwise) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), otherwise, if_greater);
 }

@@ -200,10 +200,27 @@ inline void store_counts(int32_t* p, wordv even, wordv odd, const int32_t* start
 }
 inline uint32_t not_negative(f32v a) { return a >= 0.0f; }   // bit i: lane i >= 0; false for NaN
 inline uint32_t not_less(i32v a, i32v b) { return a >= b; }  // bit i: a[i] >= b[i]
-inline i32v xor_lanes(i32v a, i32v b) { return a ^ b; }
+inline i32v xori(i32v a, i32v b) { return a ^ b; }
 inline f32v select_greater(f32v a, f32v b, f32v if_greater, f32v otherwise) { return a > b ? if_greater : otherwise; }
 
 inline void prefetch(const char*) {}
+
+// ---- convolutions ---------------------------------------------------------------------------------------------------
+constexpr int transpose_block(size_t) { return 1; }
+template <class T>
+inline void transpose_square(const T*, int64_t, T*, int64_t) {}
+inline xvec load_quads(const uint8_t* p) { return load_x(p); }
+inline void arrange64(const uint8_t* x, uint8_t flip, uint8_t* out) {
+    for (int i = 0; i < 64; ++i) out[i] = x[i] ^ flip;
+}
+inline void interleave64(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d, uint8_t* out) {
+    for (int i = 0; i < 64; ++i) {
+        out[4 * i] = a[i];
+        out[4 * i + 1] = b[i];
+        out[4 * i + 2] = c[i];
+        out[4 * i + 3] = d[i];
+    }
+}
 
 }  // namespace simd
 }  // namespace
