@@ -335,7 +335,7 @@ def softmax_int(q, scale, axis=-1, out_dtype=None, backend=None):
         codes shaped like q.
     """
     key = None
-    if axis == -1 and plans.readable(q):
+    if type(axis) is int and axis == -1 and plans.readable(q):
         key = plans.key_of("softmax_int", q.dtype, scale, out_dtype, backend)
         plan = plans.find(key)
         if plan is not None and q.ndim and q.shape[-1] <= MOST_EXPONENTS and q.is_contiguous():
