@@ -23,7 +23,9 @@ def positive(where, name, value):
     if type(value) is not float:
         a = as_numpy(value, where, name)
         if a.size != 1 or a.dtype.kind not in "iuf":
-            raise DTypeError(f"{where}: {name} has dtype {a.dtype}, shape {a.shape}; accepted: one real number.")
+            raise DTypeError(
+                f"{where}: {name} has dtype {a.dtype}, shape {a.shape}; accepted: one real number."
+            )
         value = a.reshape(())
     number = float(value)
     if not 0 < number < math.inf:
