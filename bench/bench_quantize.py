@@ -35,7 +35,7 @@ def quantize_activations(row):
     call = partial(
         _native.quantize_activations,
         *(ISAS[row.kernel.isa][0], x.ctypes.data, cpu.FLOATS[x.dtype.name], row.M, row.K, row.K),
-        *(cpu.input_mode(quant), quant.signed, quant.scale or 1.0, 0, 0),
+        *(cpu.input_mode(quant), quant.bits, quant.signed, quant.scale or 1.0, 0, 0),
         *(codes.ctypes.data, scales.ctypes.data, row.threads),
     )
 

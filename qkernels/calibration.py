@@ -12,7 +12,7 @@ TINY = 2.0**-100  # an amax below this counts as zero, as in quantize_activation
 
 
 def calibrate(model, layers, calibration, required):
-    """{name: max|x[..., k]| float32 (K,)} over all inputs of each layer in {name: layer} that they reach.
+    """{name: max|x[..., k]| float32 (K,), of a convolution per channel} over all inputs of each layer in {name: layer} that they reach.
 
     Args:
         required: names of the layers that they must reach.
@@ -30,6 +30,7 @@ def calibrate(model, layers, calibration, required):
     def watch(name):
         def hook(module, args, kwargs):
             x = args[0] if args else kwargs["input"]
+            x = x.movedim(-3, -1) if isinstance(module, torch.nn.Conv2d) else x
             amax = x.detach().abs().reshape(-1, x.shape[-1])
             if amax.shape[0]:
                 amax = amax.amax(0).float()
@@ -82,7 +83,8 @@ def channel_amax(where, stats, k):
 
 def smoothing_scale(amax, weight, exponent):
     """``s[k] = amax[k]**a / max|W[:, k]|**(1 - a)``, float32 (K,); 1 where either is zero (Xiao et al. 2022, eq. 4)."""
-    w = weight.detach().abs().amax(0).float().cpu().numpy() if weight.shape[0] else np.zeros_like(amax)
+    w = weight.detach().abs().float().cpu().transpose(0, 1).flatten(1)
+    w = w.amax(1).numpy() if w.shape[1] else np.zeros_like(amax)
     used = (amax >= TINY) & (w >= TINY)
     with np.errstate(divide="ignore", invalid="ignore"):
         s = amax**exponent / w ** (1 - exponent)

@@ -1,4 +1,4 @@
-"""Recipes that turn the linear layers of a float model into compressed ones."""
+"""Recipes that turn the linear layers and convolutions of a float model into compressed ones."""
 
 import copy
 import fnmatch
@@ -7,12 +7,14 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from .calibration import calibrate, channel_amax, smoothing_scale, static_scale
 from .errors import ArgumentError, DTypeError
+from .folding import fold_batch_norm
 from .formats import IntWeight
-from .nn import Linear
+from .nn import Conv2d, Linear
 from .quant import InputQuant
 
 
@@ -21,7 +23,8 @@ class Recipe:
     """How one linear layer is compressed to int8.
 
     weight     granularity of the weight's scale: "channel" or "tensor".
-    input      granularity of the activations': "token", "tensor", "channel", or None (weight-only).
+    input      granularity of the activations': "token", "tensor", "channel", or None (weight-only). An output of a
+               convolution sums over many pixels, so for convolutions "token" means "tensor".
     static     the scale of the activations comes from calibration: max|x| / 127. Always so for "channel".
     symmetric  the weight has no zero points.
     smooth     exponent a of the input scales s[k] = max|x[:, k]|**a / max|W[:, k]|**(1 - a) that are divided out
@@ -62,10 +65,11 @@ RECIPES = {
     "int8-spiq": Recipe(input="channel", static=True),
 }
 ALIASES = {"int8": "int8-token"}
+LAYERS = (nn.Linear, nn.Conv2d)  # of exactly these types
 
 
 def compress(model, recipe, calibration=None, inplace=False):
-    """``model`` with its ``nn.Linear`` layers replaced by ``qkernels.nn.Linear``.
+    """``model`` with its ``nn.Linear`` and ``nn.Conv2d`` layers replaced by those of ``qkernels.nn``.
 
     Layers of exactly that type count; subclasses (such as MultiheadAttention's ``out_proj``, whose weight is
     read past its ``forward``) and layers compressed before stay as they are. A layer that occurs at several
@@ -96,11 +100,12 @@ def compress(model, recipe, calibration=None, inplace=False):
     stats = calibrate(model, watched, calibration, static) if watched else {}
     if inplace and "" in chosen:
         raise ArgumentError(
-            "compress: model is a linear layer itself, which inplace=True cannot replace; use False."
+            "compress: model is such a layer itself, which inplace=True cannot replace; use False."
         )
     new, weights = {}, {}
     for name, (layer, r) in chosen.items():
-        new[id(layer)] = compress_linear(layer, r, stats.get(name), name, weights)
+        compress_layer = compress_conv if isinstance(layer, nn.Conv2d) else compress_linear
+        new[id(layer)] = compress_layer(layer, r, stats.get(name), name, weights)
     if not inplace:
         model = copy.deepcopy(model, memo=dict(new))
     else:
@@ -130,8 +135,10 @@ def choose_layers(model, recipe):
     """
     by_pattern = recipe if isinstance(recipe, Mapping) else {"*": recipe}
     by_pattern = {p: None if r is None else as_recipe(r) for p, r in by_pattern.items()}
-    names = {n: m for n, m in model.named_modules(remove_duplicate=False) if type(m) is nn.Linear}
-    there = f"The model's linear layers: {', '.join(n or '(the model itself)' for n in names) or 'none'}."
+    names = {n: m for n, m in model.named_modules(remove_duplicate=False) if type(m) in LAYERS}
+    there = (
+        f"The model's layers to compress: {', '.join(n or '(the model itself)' for n in names) or 'none'}."
+    )
     chosen, first, used = {}, {}, set()
     for name, layer in names.items():
         pattern = next((p for p in by_pattern if fnmatch.fnmatchcase(name, p)), None)
@@ -182,10 +189,7 @@ def compress_linear(linear, recipe, stats=None, name="", weights=None):
     where, recipe = f"compress: layer {name!r}" if name else "nn.Linear.from_float", as_recipe(recipe)
     if not isinstance(linear, nn.Linear):
         raise DTypeError(f"{where}: linear is a {type(linear).__name__}; accepted: torch.nn.Linear.")
-    if linear._forward_hooks or linear._forward_pre_hooks:
-        raise ArgumentError(
-            f"{where} has forward hooks, which would be lost; remove them, compress, add them again."
-        )
+    _no_hooks(where, linear)
     folded = scale = None
     if recipe.smooth and stats is not None:
         stats = channel_amax(where, stats, linear.in_features)
@@ -208,6 +212,53 @@ def compress_linear(linear, recipe, stats=None, name="", weights=None):
     return Linear(weight, bias, q).train(linear.training)
 
 
+def compress_conv(conv, recipe, stats=None, name="", weights=None):
+    """A ``qkernels.nn.Conv2d`` from a ``torch.nn.Conv2d``; ``weights`` shares the codes of tied weights.
+
+    As compress_linear, per input channel. Two things differ: "token" is "tensor", and with groups > 1 a weight cannot carry
+    the scale of each input channel, so "channel" keeps them in the module and smoothing does without.
+    """
+    where, recipe = f"compress: layer {name!r}" if name else "nn.Conv2d.from_float", as_recipe(recipe)
+    if not isinstance(conv, nn.Conv2d):
+        raise DTypeError(f"{where}: conv is a {type(conv).__name__}; accepted: torch.nn.Conv2d.")
+    _no_hooks(where, conv)
+    if conv.padding_mode != "zeros":
+        raise ArgumentError(f"{where}: padding_mode is {conv.padding_mode!r}; accepted: 'zeros'.")
+    granularity = "tensor" if recipe.input == "token" else recipe.input
+    w, folded, scale, grouped = conv.weight.detach().cpu(), None, None, conv.groups > 1
+    if recipe.smooth and stats is not None and not grouped:
+        stats = channel_amax(where, stats, conv.in_channels)
+        folded = smoothing_scale(stats, conv.weight, recipe.smooth)
+        stats = stats / folded
+    if recipe.static:
+        scale = static_scale(where, stats, conv.in_channels, granularity)
+    if granularity == "channel":
+        if grouped:
+            s = torch.from_numpy(scale).reshape(conv.groups, 1, -1, 1, 1)
+            w = (w.float().unflatten(0, (conv.groups, -1)) * s).flatten(0, 1)
+        else:
+            folded, scale = scale, None
+    key = (id(conv.weight), recipe.weight, recipe.symmetric)
+    shared = folded is None and granularity != "channel" and weights is not None
+    weight = weights.get(key) if shared else None
+    if weight is None:
+        options = {"granularity": recipe.weight, "symmetric": recipe.symmetric, "input_scale": folded}
+        weight = IntWeight.quantize(w, **options)
+        if shared:
+            weights[key] = weight
+    q = None if granularity is None else InputQuant(granularity=granularity, scale=scale)
+    bias = None if conv.bias is None else conv.bias.detach().cpu().clone()
+    geometry = conv.stride, conv.padding, conv.dilation, conv.groups
+    return Conv2d(weight, bias, *geometry, q).train(conv.training)
+
+
+def _no_hooks(where, layer):
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        raise ArgumentError(
+            f"{where} has forward hooks, which would be lost; remove them, compress, add them again."
+        )
+
+
 class _Callable(types.ModuleType):
     def __call__(self, *args, **options):
         return compress(*args, **options)
@@ -216,3 +267,4 @@ class _Callable(types.ModuleType):
 # `import qkernels.compress` binds the name that `qkernels.compress(model, recipe)` calls: both must work.
 sys.modules[__name__].__class__ = _Callable
 compress.RECIPES = RECIPES
+compress.fold_batch_norm = fold_batch_norm

@@ -33,20 +33,28 @@ def dtype_name(x):
 
 
 def packed_tensor(w):
-    """The compute layout of an int8 weight (csrc/common/int8_layout.h) as a fresh 64-byte aligned uint8 array."""
+    """The compute layout of a weight (csrc/common/gemm_layout.h) as a fresh 64-byte aligned uint8 array."""
     w = w.numpy()
-    n, k = w.shape
-    codes = np.ascontiguousarray(w.codes())
-    scale = np.ascontiguousarray(w.scale)
-    zp = None if w.zero_point is None else np.ascontiguousarray(w.zero_point)
-    s_in = None if w.input_scale is None else np.ascontiguousarray(w.input_scale)
-    size = _native.int8_packed_bytes(n, k, zp is not None, s_in is not None)
+    return prepacked(w, w.codes(), w.group_size if w.is_grouped else w.matrix_shape[1])
+
+
+def prepacked(w, codes, segment):
+    """The block of a NumPy weight whose codes (N, K) come in segments of equal length (the last may be short)."""
+    n, k = codes.shape
+    row_bits = getattr(w, "row_bits", None)
+    columns = None if row_bits is None else np.argsort(row_bits, kind="stable").astype(np.int32)
+    arrays = [codes, w.scale, w.zero_point, w.input_scale, row_bits, columns]
+    arrays = [None if a is None else np.ascontiguousarray(a) for a in arrays]
+    codes, scale, zp, input_scale, row_bits, columns = arrays
+    row_step = 0 if scale.shape[0] == 1 and n != 1 else scale.shape[1]
+    source = _native.PrepackSource(
+        *(n, k, segment, w.is_grouped, w.bits, address(row_bits), address(columns), address(codes)),
+        *(address(scale), address(zp), row_step, 1, address(input_scale)),
+    )
+    size = _native.packed_bytes(source)
     raw = np.empty(size + 64, np.uint8)
     block = raw[-raw.ctypes.data % 64 :][:size]
-    step = 0 if scale.shape[0] == 1 else 1
-    _native.int8_prepack(
-        address(codes), n, k, address(scale), step, address(zp), step, address(s_in), address(block), size
-    )
+    _native.prepack(source, address(block), size)
     return block
 
 
@@ -55,7 +63,7 @@ def packed(w):
     p = w.__dict__.get("_packed")
     if p is None:
         block = w.__dict__["_block"] = packed_tensor(w)
-        p = w.__dict__["_packed"] = _native.PackedInt8(block.ctypes.data, block.nbytes, block)
+        p = w.__dict__["_packed"] = _native.PackedWeight(block.ctypes.data, block.nbytes, block)
     return p
 
 
@@ -71,10 +79,11 @@ def input_mode(q):
 def linear_plan(p, q, x_type, out_type, activation, isa):
     """A native object that runs ``linear`` for one prepacked weight and one set of options."""
     scale = q.scale if input_mode(q) == 2 else 1.0
-    return _native.LinearInt8(
+    return _native.LinearPlan(
         p,
         ISAS[isa][0],
         input_mode(q),
+        q.bits,
         q.signed,
         scale,
         q.zero_point or 0,
@@ -191,6 +200,7 @@ def quantize_activations(r):
         r.n,
         r.pitch,
         mode,
+        q.bits,
         q.signed,
         q.scale if mode == 2 else 1.0,
         q.zero_point or 0,

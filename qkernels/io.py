@@ -5,6 +5,8 @@ file's metadata has one key, "qkernels", a JSON object:
 
     {"version": 1, "weights": {name: {"format": "IntWeight", "version": 1, "bits": 8, "group_size": null,
                                       "shape": [N, K], "arrays": ["packed", "scale"]}}}
+
+Which options there are beside the shape, here bits and group_size, is for each format to say (``OPTIONS``).
 """
 
 import json
@@ -15,10 +17,10 @@ import numpy as np
 
 from ._arrays import as_kind
 from .errors import ArgumentError, DTypeError, FormatError, UnsupportedError
-from .formats import IntWeight, WeightFormat
+from .formats import BinaryWeight, IntWeight, MixedIntWeight, TernaryWeight, WeightFormat
 
 VERSION = 1
-FORMATS = {"IntWeight": IntWeight}
+FORMATS = {f.__name__: f for f in (BinaryWeight, IntWeight, MixedIntWeight, TernaryWeight)}
 
 
 def save(path, weights):
@@ -42,8 +44,7 @@ def save(path, weights):
         described[name] = {
             "format": type(w).__name__,
             "version": w.version,
-            "bits": w.bits,
-            "group_size": w.group_size,
+            **w.options(),
             "shape": list(w.shape),
             "arrays": list(arrays),
         }
@@ -114,9 +115,9 @@ def _weight(name, described, tensors, like):
         )
     arrays = {field: tensors.pop(f"{name}.{field}") for field in described["arrays"]}
     arrays = {field: a if like is None else as_kind(a, like) for field, a in arrays.items()}
-    n, k = described["shape"]
-    options = {"bits": described["bits"], "group_size": described["group_size"], "shape": (n, k)}
-    return FORMATS[described["format"]](**arrays, **options)
+    kind = FORMATS[described["format"]]
+    options = {name: described[name] for name in kind.OPTIONS}
+    return kind(**arrays, **options, shape=tuple(described["shape"]))
 
 
 def _safetensors():

@@ -5,10 +5,11 @@ import contextlib
 import torch
 from torch import nn
 
-from . import _torch_ops, ops
+from . import _torch_conv, _torch_ops, ops
 from ._arrays import as_float32, as_kind
 from .errors import ArgumentError, DTypeError, FormatError, UnsupportedError
 from .formats import IntWeight
+from .geometry import Geometry
 from .quant import InputQuant
 
 ARRAYS = ("packed", "scale", "zero_point", "input_scale")  # of IntWeight
@@ -16,85 +17,42 @@ BUFFERS = (*ARRAYS, "bias", "x_scale", "x_zero_point")
 INTEGERS = {"packed": torch.uint8, "zero_point": torch.int16, "x_zero_point": torch.int16}
 
 
-class Linear(nn.Module):
-    """``y = activation(x W^T + bias)`` with a compressed W: ``nn.Linear`` whose weight is an IntWeight.
+def _checked(where, weight, bias, input_quant, activation, out_dtype):
+    """The bias as a float32 tensor or None; raises for arguments that no module takes."""
+    if not isinstance(weight, IntWeight):
+        raise DTypeError(f"{where}: weight is a {type(weight).__name__}; accepted: qkernels.IntWeight.")
+    if not isinstance(input_quant, InputQuant | None):
+        raise DTypeError(
+            f"{where}: input_quant is a {type(input_quant).__name__}; accepted: InputQuant, None."
+        )
+    if not isinstance(activation, str | None) or activation not in ops.ACTIVATIONS:
+        accepted = ", ".join(map(repr, ops.ACTIVATIONS))
+        raise ArgumentError(f"{where}: activation is {activation!r}; accepted: {accepted}.")
+    if bias is not None:
+        if torch.is_tensor(bias) and not bias.is_cpu and bias.is_floating_point():  # a module on "meta"
+            bias = bias.detach().to(torch.float32)
+        else:
+            bias = as_kind(as_float32(bias, where, "bias"), torch.empty(0))
+        if bias.shape != (weight.shape[0],):
+            raise ArgumentError(
+                f"{where}: bias has shape {tuple(bias.shape)}; weight is {weight.shape}, so it must be "
+                f"({weight.shape[0]},)."
+            )
+    if not any(out_dtype is d for d in (None, torch.float32, torch.bfloat16, torch.float16)):
+        raise DTypeError(
+            f"{where}: out_dtype is {out_dtype}; accepted: None, float32, bfloat16, float16 of torch."
+        )
+    return bias
 
-    The state dict holds the portable arrays as buffers: ``packed``, ``scale``, ``zero_point`` and
-    ``input_scale``, see IntWeight; ``bias`` float32 (N,); ``x_scale`` and ``x_zero_point`` of a static
-    per-tensor input. Absent ones are left out. Granularity, signedness and activation belong to the module,
-    as the stride of a convolution does. Layouts that kernels compute with are never saved. Change buffers by
-    assignment or ``load_state_dict``, not in place. They keep their dtypes under ``.half()`` and the like:
-    the module computes in the dtype of x.
 
-    There is no gradient: the module is for inference.
+class _Compressed(nn.Module):
+    """What the modules share: their buffers are the arrays of a weight, from which calls are prepared.
 
-    Args:
-        weight: IntWeight (N, K); its arrays are shared, not copied.
-        bias: float (N,) or None.
-        input_quant: InputQuant, or None for weight-only.
-        activation: None, "relu", "relu6", "gelu", "silu".
-        out_dtype: torch dtype of y; None is x's.
-
-    Raises:
-        DTypeError, ArgumentError: what qkernels.linear refuses of these.
+    ``_prepare()`` makes ``_call``, the arguments of the op after x (the weight first, the InputQuant at place _QUANT),
+    and ``_layout``, the weight as compiled code takes it.
     """
 
-    def __init__(self, weight, bias=None, input_quant=None, activation=None, out_dtype=None):
-        super().__init__()
-        where = "nn.Linear"
-        if not isinstance(weight, IntWeight):
-            raise DTypeError(f"{where}: weight is a {type(weight).__name__}; accepted: qkernels.IntWeight.")
-        if not isinstance(input_quant, InputQuant | None):
-            raise DTypeError(
-                f"{where}: input_quant is a {type(input_quant).__name__}; accepted: InputQuant, None."
-            )
-        if not isinstance(activation, str | None) or activation not in ops.ACTIVATIONS:
-            accepted = ", ".join(map(repr, ops.ACTIVATIONS))
-            raise ArgumentError(f"{where}: activation is {activation!r}; accepted: {accepted}.")
-        if bias is not None:
-            if torch.is_tensor(bias) and not bias.is_cpu and bias.is_floating_point():  # a module on "meta"
-                bias = bias.detach().to(torch.float32)
-            else:
-                bias = as_kind(as_float32(bias, where, "bias"), torch.empty(0))
-            if bias.shape != (weight.shape[0],):
-                raise ArgumentError(
-                    f"{where}: bias has shape {tuple(bias.shape)}; weight is {weight.shape}, so it must be "
-                    f"({weight.shape[0]},)."
-                )
-        if not any(out_dtype is d for d in (None, torch.float32, torch.bfloat16, torch.float16)):
-            raise DTypeError(
-                f"{where}: out_dtype is {out_dtype}; accepted: None, float32, bfloat16, float16 of torch."
-            )
-        self.out_features, self.in_features = weight.shape
-        self.bits, self.activation, self.out_dtype = weight.bits, activation, out_dtype
-        self.granularity = self.signed = x_scale = x_zero_point = None
-        if input_quant is not None:
-            self.granularity, self.signed = input_quant.granularity, input_quant.signed
-            if self.granularity == "channel":
-                input_quant.weight_scale(where, weight.input_scale)
-            elif input_quant.scale is not None:
-                x_scale = torch.tensor(input_quant.scale, dtype=torch.float32)
-                if input_quant.zero_point is not None:
-                    x_zero_point = torch.tensor(input_quant.zero_point, dtype=torch.int16)
-        arrays = {name: as_kind(getattr(weight, name), torch.empty(0)) for name in ARRAYS}
-        arrays.update(bias=bias, x_scale=x_scale, x_zero_point=x_zero_point)
-        for name, a in arrays.items():
-            self.register_buffer(name, a)
-        self._prepare(weight if torch.is_tensor(weight.packed) else None)
-
-    @classmethod
-    def from_float(cls, linear, recipe, stats=None):
-        """A compressed copy of a ``torch.nn.Linear`` by a recipe (a name or a qkernels.compress.Recipe).
-
-        Args:
-            stats: for static recipes, max|x[..., k]| that calibration saw, float32 (K,).
-
-        Raises:
-            ArgumentError: no stats, or of another shape.
-        """
-        from .compress import compress_linear
-
-        return compress_linear(linear, recipe, stats)
+    _QUANT = 3
 
     @property
     def weight(self):
@@ -104,46 +62,10 @@ class Linear(nn.Module):
     @property
     def input_quant(self):
         """The module's InputQuant, its static scale read from the buffers; None for weight-only."""
-        return (self._call or self._prepare())[3]
-
-    def _prepare(self, weight=None):
-        """Make from the buffers what calls need: ``_call``, arguments of ops.linear after x, and ``_layout``,
-        the weight as compiled code takes it. Eager calls use the same memory."""
-        shape = (self.out_features, self.in_features)
-        arrays = {name: getattr(self, name) for name in ARRAYS}
-        w = weight or IntWeight(**arrays, bits=self.bits, shape=shape)
-        q = None
-        if self.granularity is not None:
-            scale = None if self.x_scale is None else self.x_scale.item()
-            zero_point = None if self.x_zero_point is None else int(self.x_zero_point)
-            q = InputQuant(8, self.granularity, scale, self.signed, zero_point)
-        self._layout, self._call = (
-            None if q is None else _torch_ops.layout(w),
-            (w, self.bias, self.activation, q),
-        )
-        return self._call
+        return (self._call or self._prepare())[self._QUANT]
 
     def _forget(self):
         self._call = self._layout = None
-
-    def forward(self, x):
-        if torch.compiler.is_compiling():
-            return self._compiled(x)
-        w, bias, activation, q = self._call or self._prepare()
-        return ops.linear(x, w, bias, activation, q, None, self.out_dtype)
-
-    def _compiled(self, x):
-        if self._call is None:
-            raise UnsupportedError(
-                "nn.Linear: the buffers were changed; call the module once before compiling it."
-            )
-        q = self._call[3]
-        if q is None:
-            raise UnsupportedError(
-                "nn.Linear: torch.compile takes no weight-only layer yet; give it an input_quant."
-            )
-        n, out_dtype = self.out_features, self.out_dtype
-        return _torch_ops.linear_packed(x, self._layout, self.bias, n, q, self.activation, out_dtype)
 
     def __setattr__(self, name, value):
         super().__setattr__(name, value)
@@ -186,7 +108,7 @@ class Linear(nn.Module):
             try:
                 self._prepare()
             except (ArgumentError, DTypeError, FormatError, UnsupportedError) as e:
-                errors.append(f"{prefix.rstrip('.') or 'nn.Linear'}: {e}")
+                errors.append(f"{prefix.rstrip('.') or 'nn.' + type(self).__name__}: {e}")
 
     def __getstate__(self):
         return {**self.__dict__, "_call": None, "_layout": None}
@@ -196,11 +118,227 @@ class Linear(nn.Module):
         if self._on_cpu():
             self._prepare()
 
+
+class Linear(_Compressed):
+    """``y = activation(x W^T + bias)`` with a compressed W: ``nn.Linear`` whose weight is an IntWeight.
+
+    The state dict holds the portable arrays as buffers: ``packed``, ``scale``, ``zero_point`` and
+    ``input_scale``, see IntWeight; ``bias`` float32 (N,); ``x_scale`` and ``x_zero_point`` of a static
+    per-tensor input. Absent ones are left out. Granularity, signedness and activation belong to the module,
+    as the stride of a convolution does. Layouts that kernels compute with are never saved. Change buffers by
+    assignment or ``load_state_dict``, not in place. They keep their dtypes under ``.half()`` and the like:
+    the module computes in the dtype of x.
+
+    There is no gradient: the module is for inference.
+
+    Args:
+        weight: IntWeight (N, K); its arrays are shared, not copied.
+        bias: float (N,) or None.
+        input_quant: InputQuant, or None for weight-only.
+        activation: None, "relu", "relu6", "gelu", "silu".
+        out_dtype: torch dtype of y; None is x's.
+
+    Raises:
+        DTypeError, ArgumentError: what qkernels.linear refuses of these.
+    """
+
+    def __init__(self, weight, bias=None, input_quant=None, activation=None, out_dtype=None):
+        super().__init__()
+        where = "nn.Linear"
+        bias = _checked(where, weight, bias, input_quant, activation, out_dtype)
+        self.out_features, self.in_features = weight.shape
+        self.bits, self.group_size = weight.bits, weight.group_size
+        self.activation, self.out_dtype = activation, out_dtype
+        self.granularity = self.signed = self.input_bits = x_scale = x_zero_point = None
+        if input_quant is not None:
+            self.granularity, self.signed = input_quant.granularity, input_quant.signed
+            self.input_bits = input_quant.bits
+            if self.granularity == "channel":
+                input_quant.weight_scale(where, weight.input_scale)
+            elif input_quant.scale is not None:
+                x_scale = torch.tensor(input_quant.scale, dtype=torch.float32)
+                if input_quant.zero_point is not None:
+                    x_zero_point = torch.tensor(input_quant.zero_point, dtype=torch.int16)
+        arrays = {name: as_kind(getattr(weight, name), torch.empty(0)) for name in ARRAYS}
+        arrays.update(bias=bias, x_scale=x_scale, x_zero_point=x_zero_point)
+        for name, a in arrays.items():
+            self.register_buffer(name, a)
+        self._prepare(weight if torch.is_tensor(weight.packed) else None)
+
+    @classmethod
+    def from_float(cls, linear, recipe, stats=None):
+        """A compressed copy of a ``torch.nn.Linear`` by a recipe (a name or a qkernels.compress.Recipe).
+
+        Args:
+            stats: for static recipes, max|x[..., k]| that calibration saw, float32 (K,).
+
+        Raises:
+            ArgumentError: no stats, or of another shape.
+        """
+        from .compress import compress_linear
+
+        return compress_linear(linear, recipe, stats)
+
+    def _prepare(self, weight=None):
+        """Make from the buffers what calls need: ``_call``, arguments of ops.linear after x, and ``_layout``,
+        the weight as compiled code takes it. Eager calls use the same memory."""
+        shape = (self.out_features, self.in_features)
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        w = weight or IntWeight(**arrays, bits=self.bits, group_size=self.group_size, shape=shape)
+        q = None
+        if self.granularity is not None:
+            scale = None if self.x_scale is None else self.x_scale.item()
+            zero_point = None if self.x_zero_point is None else int(self.x_zero_point)
+            q = InputQuant(self.input_bits, self.granularity, scale, self.signed, zero_point)
+        self._layout, self._call = (
+            None if q is None else _torch_ops.layout(w),
+            (w, self.bias, self.activation, q),
+        )
+        return self._call
+
+    def forward(self, x):
+        if torch.compiler.is_compiling():
+            return self._compiled(x)
+        w, bias, activation, q = self._call or self._prepare()
+        return ops.linear(x, w, bias, activation, q, None, self.out_dtype)
+
+    def _compiled(self, x):
+        if self._call is None:
+            raise UnsupportedError(
+                "nn.Linear: the buffers were changed; call the module once before compiling it."
+            )
+        q = self._call[3]
+        if q is None:
+            raise UnsupportedError(
+                "nn.Linear: torch.compile takes no weight-only layer yet; give it an input_quant."
+            )
+        n, out_dtype = self.out_features, self.out_dtype
+        return _torch_ops.linear_packed(x, self._layout, self.bias, n, q, self.activation, out_dtype)
+
     def extra_repr(self):
         text = (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         )
-        text += f", bits={self.bits}"
+        text += f", bits={self.bits}" + (f", group_size={self.group_size}" if self.group_size else "")
+        if self.granularity is not None:
+            static = self.granularity == "channel" or self.x_scale is not None
+            text += f", input={'static' if static else 'dynamic'} per {self.granularity}"
+        return text + (f", activation={self.activation}" if self.activation else "")
+
+
+class Conv2d(_Compressed):
+    """``nn.Conv2d`` whose weight is an IntWeight (O, I, kh, kw), with an activation: images (B, C, H, W) in and out.
+
+    Fastest on ``torch.channels_last`` images, which then stay so. State dict, dtypes and gradients are as in Linear;
+    ``x_scale`` may also be float32 (C,), the scales of a "channel" input with groups > 1, whose weight has them folded in.
+
+    Args:
+        weight: IntWeight (O, C / groups, kh, kw); its arrays are shared, not copied.
+        bias: float (O,) or None.
+        stride, padding, dilation, groups: as qkernels.conv2d takes them.
+        input_quant: InputQuant of granularity "tensor" or "channel", or None for weight-only.
+        activation: None, "relu", "relu6", "gelu", "silu".
+        out_dtype: torch dtype of y; None is x's.
+
+    Raises:
+        DTypeError, ArgumentError: what qkernels.conv2d refuses of these.
+    """
+
+    _QUANT = 7
+
+    def __init__(
+        self,
+        weight,
+        bias=None,
+        stride=1,
+        padding=0,
+        dilation=1,
+        groups=1,
+        input_quant=None,
+        activation=None,
+        out_dtype=None,
+    ):
+        super().__init__()
+        where = "nn.Conv2d"
+        bias = _checked(where, weight, bias, input_quant, activation, out_dtype)
+        g = self.geometry = Geometry.of(where, weight.shape, stride, padding, dilation, groups)
+        self.out_channels, self.in_channels, self.kernel_size = g.out_channels, g.channels, g.kernel
+        self.bits, self.group_size = weight.bits, weight.group_size
+        self.activation, self.out_dtype = activation, out_dtype
+        self.granularity = self.signed = self.input_bits = x_scale = x_zero_point = None
+        if input_quant is not None:
+            ops.check_conv_quant(where, weight, input_quant, g)
+            self.granularity, self.signed = input_quant.granularity, input_quant.signed
+            self.input_bits = input_quant.bits
+            if input_quant.scale is not None and not (self.granularity == "channel" and g.groups == 1):
+                x_scale = torch.tensor(input_quant.scale, dtype=torch.float32)
+            if input_quant.zero_point is not None:
+                x_zero_point = torch.tensor(input_quant.zero_point, dtype=torch.int16)
+        arrays = {name: as_kind(getattr(weight, name), torch.empty(0)) for name in ARRAYS}
+        arrays.update(bias=bias, x_scale=x_scale, x_zero_point=x_zero_point)
+        for name, a in arrays.items():
+            self.register_buffer(name, a)
+        self._prepare(weight if torch.is_tensor(weight.packed) else None)
+
+    @classmethod
+    def from_float(cls, conv, recipe, stats=None):
+        """A compressed copy of a ``torch.nn.Conv2d`` by a recipe (a name or a qkernels.compress.Recipe).
+
+        Args:
+            stats: for static recipes, max|x[:, c]| that calibration saw, float32 (C,).
+
+        Raises:
+            ArgumentError: no stats, or of another shape; a padding_mode other than "zeros".
+        """
+        from .compress import compress_conv
+
+        return compress_conv(conv, recipe, stats)
+
+    def _prepare(self, weight=None):
+        g = self.geometry
+        shape = (g.out_channels, g.channels // g.groups, *g.kernel)
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        w = weight or IntWeight(**arrays, bits=self.bits, group_size=self.group_size, shape=shape)
+        q = None
+        if self.granularity is not None:
+            scale = None if self.x_scale is None else self.x_scale.numpy()
+            scale = float(scale) if scale is not None and scale.ndim == 0 else scale
+            zero_point = None if self.x_zero_point is None else int(self.x_zero_point)
+            q = InputQuant(self.input_bits, self.granularity, scale, self.signed, zero_point)
+        self._layout = None if q is None else _torch_conv.layout(w, g, q)
+        self._call = (
+            *(w, self.bias, g.stride, g.padding, g.dilation, g.groups, self.activation, q),
+            self.out_dtype,
+        )
+        return self._call
+
+    def forward(self, x):
+        if torch.compiler.is_compiling():
+            return self._compiled(x)
+        return ops.conv2d(x, *(self._call or self._prepare()))
+
+    def _compiled(self, x):
+        if self._call is None:
+            raise UnsupportedError(
+                "nn.Conv2d: the buffers were changed; call the module once before compiling it."
+            )
+        q = self._call[self._QUANT]
+        if q is None:
+            raise UnsupportedError(
+                "nn.Conv2d: torch.compile takes no weight-only layer yet; give it an input_quant."
+            )
+        rest = self.geometry, q, self.activation, self.out_dtype
+        return _torch_conv.conv2d_packed(x, *self._layout, self.bias, *rest)
+
+    def extra_repr(self):
+        g = self.geometry
+        text = (
+            f"{g.channels}, {g.out_channels}, kernel_size={g.kernel}, stride={g.stride}, padding={g.padding}"
+        )
+        text += f", dilation={g.dilation}" if g.dilation != (1, 1) else ""
+        text += f", groups={g.groups}" if g.groups > 1 else ""
+        text += f", bias={self.bias is not None}, bits={self.bits}"
+        text += f", group_size={self.group_size}" if self.group_size else ""
         if self.granularity is not None:
             static = self.granularity == "channel" or self.x_scale is not None
             text += f", input={'static' if static else 'dynamic'} per {self.granularity}"

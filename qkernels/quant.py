@@ -15,7 +15,7 @@ SCALE_MIN, SCALE_MAX = 2.0**-126, 2.0**126  # 1 / scale stays a normal float32
 
 @dataclass(frozen=True, eq=False)
 class InputQuant:
-    """How the activations of a linear layer become 8-bit codes: ``x ~ scale * (code - zero_point)``.
+    """How the activations of a linear layer become integer codes: ``x ~ scale * (code - zero_point)``.
 
     granularity "token"    one dynamic scale per row of x.
                 "tensor"   one scale: dynamic, or static where ``scale`` is given.
@@ -24,16 +24,19 @@ class InputQuant:
 
     The arithmetic is in ``qkernels.reference.quantize``. Objects are hashable; arrays compare by identity.
 
+    bits=1 binarizes: ``x ~ scale * (+1 where x >= 0, else -1)``, scale = mean|x| of the row or tensor (XNOR-Net;
+    ``qkernels.reference.sign_scale``) or static; for the weights BinaryWeight and TernaryWeight.
+
     Args:
-        bits: 8.
+        bits: 1, see above, or 2 to 8: codes span -2**(bits - 1)..2**(bits - 1) - 1, or 0..2**bits - 1 if not signed.
         scale: None (dynamic), a number ("tensor"), float32 (K,) ("channel"); between 2**-126 and 2**126.
-        signed: int8 codes, else uint8; dynamic unsigned codes clip negative numbers to 0.
-        zero_point: the code of 0, for a static "tensor" scale only; within int8, or uint8 if not signed.
+        signed: codes are int8, else uint8; dynamic unsigned codes clip negative numbers to 0.
+        zero_point: the code of 0, for a static "tensor" scale only; a code itself.
         power: None.
 
     Raises:
         ArgumentError: a value outside of the above.
-        UnsupportedError: bits other than 8, or a power.
+        UnsupportedError: bits outside of 1..8, or a power.
     """
 
     bits: int = 8
@@ -47,8 +50,12 @@ class InputQuant:
 
     def __post_init__(self):
         where, put = "InputQuant", lambda name, value: object.__setattr__(self, name, value)
-        if not isinstance(self.bits, int | np.integer) or self.bits != 8:
-            raise UnsupportedError(f"{where}: bits is {self.bits!r}; accepted: 8 (others come later).")
+        if (
+            isinstance(self.bits, bool)
+            or not isinstance(self.bits, int | np.integer)
+            or not 1 <= self.bits <= 8
+        ):
+            raise UnsupportedError(f"{where}: bits is {self.bits!r}; accepted: 1 to 8.")
         if self.power is not None:
             raise UnsupportedError(
                 f"{where}: power is {self.power!r}; accepted: None (power codes come later)."
@@ -59,8 +66,10 @@ class InputQuant:
             )
         if not isinstance(self.signed, bool | np.bool_):
             raise ArgumentError(f"{where}: signed is {self.signed!r}; accepted: True, False.")
-        put("bits", 8)
+        put("bits", int(self.bits))
         put("signed", bool(self.signed))
+        if self.bits == 1:
+            self._check_binary(where)
         if self.scale is not None:
             put("scale", self._checked_scale(where))
         if self.zero_point is not None:
@@ -68,6 +77,13 @@ class InputQuant:
         scale_key = id(self.scale) if isinstance(self.scale, np.ndarray) else self.scale
         put("_key", (self.bits, self.granularity, scale_key, self.signed, self.zero_point))
         put("_hash", hash(self._key))
+
+    def _check_binary(self, where):
+        if self.granularity == "channel" or not self.signed or self.zero_point is not None:
+            raise ArgumentError(
+                f"{where}: granularity is {self.granularity!r}, signed {self.signed}, zero_point {self.zero_point!r}; "
+                "accepted with bits=1: granularity 'token' or 'tensor', signed=True, zero_point=None."
+            )
 
     def _checked_scale(self, where):
         if self.granularity == "token":
@@ -96,13 +112,19 @@ class InputQuant:
         zp = as_numpy(self.zero_point, where, "zero_point")
         if zp.size != 1 or zp.dtype.kind not in "iu":
             raise DTypeError(f"{where}: zero_point is {self.zero_point!r}; accepted: one integer.")
-        lo, hi = (-128, 127) if self.signed else (0, 255)
+        lo, hi = self.limits
         zp = int(zp.reshape(()))
         if not lo <= zp <= hi:
             raise ArgumentError(
-                f"{where}: zero_point is {zp}; accepted: {lo}..{hi} with signed={self.signed}."
+                f"{where}: zero_point is {zp}; accepted: {lo}..{hi} with bits={self.bits}, "
+                f"signed={self.signed}."
             )
         return zp
+
+    @property
+    def limits(self):
+        """The least and the largest code."""
+        return (-(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1) if self.signed else (0, 2**self.bits - 1)
 
     def channel_scale(self, where, input_scale, k):
         """The float32 (K,) scales of granularity "channel": the weight's input_scale, else ``scale``.

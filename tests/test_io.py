@@ -120,7 +120,7 @@ FILES = {
     "newer format": (dict(weights={"a": described(version=9)}), UnsupportedError, ["version 9"]),
     "odd format": (dict(weights={"a": described(format=[1])}), FormatError, ["contradicts itself"]),
     "no format": (dict(weights={"a": {}}), FormatError, ["format"]),
-    "bits": (dict(weights={"a": described(bits=4)}), UnsupportedError, ["bits is 4"]),
+    "bits": (dict(weights={"a": described(bits=9)}), UnsupportedError, ["bits is 9"]),
     "shape": (dict(weights={"a": described(shape=[3, 2])}), FormatError, ["packed has shape (2, 3)"]),
     "odd shape": (dict(weights={"a": described(shape=[6])}), FormatError, ["contradicts itself"]),
     "text shape": (dict(weights={"a": described(shape="23")}), FormatError, ["contradicts itself"]),

@@ -272,7 +272,7 @@ def test_compile_refuses_weight_only(rng):
 def test_opcheck(quant, dtype, rng):
     m = layer(rng, quant)[0]
     captured = []
-    op = torch.ops.qkernels.linear_int8.default
+    op = torch.ops.qkernels.linear_int.default
 
     class Capture(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):

@@ -33,7 +33,7 @@ def operator_arguments(w, quant, x, bias=None, activation=1, out_dtype=torch.flo
     mode = qk.cpu.input_mode(q)
     scale, zero_point = (q.scale, q.zero_point) if quant == "static" else (1.0, 0)
     n = w.shape[0]
-    return x, _torch_ops.layout(w), bias, n, mode, q.signed, scale, zero_point, activation, out_dtype
+    return x, _torch_ops.layout(w), bias, n, mode, q.bits, q.signed, scale, zero_point, activation, out_dtype
 
 
 # ---- the operator ----------------------------------------------------------------------------------------
@@ -50,14 +50,14 @@ def test_opcheck(quant):
     ]
     for x, bias, out_dtype in cases:
         arguments = operator_arguments(w, quant, x, bias, out_dtype=out_dtype)
-        torch.library.opcheck(torch.ops.qkernels.linear_int8.default, arguments)
+        torch.library.opcheck(torch.ops.qkernels.linear_int.default, arguments)
 
 
 @each_quant
 @pytest.mark.parametrize("shape", [(20,), (1, 20), (2, 3, 20), (0, 20)], ids=str)
 def test_operator_equals_eager(quant, shape):
     w, x, bias = weight(quant=quant), torch.randn(shape), torch.randn(24)
-    y = torch.ops.qkernels.linear_int8(*operator_arguments(w, quant, x, bias))
+    y = torch.ops.qkernels.linear_int(*operator_arguments(w, quant, x, bias))
     assert torch.equal(y, qk.linear(x, w, bias, "relu", QUANTS[quant]))
 
 
@@ -66,7 +66,7 @@ def test_a_tampered_block_is_refused():
     w, x = weight(), torch.randn(3, 20)
     arguments = list(operator_arguments(w, "token", x))
     good = arguments[1].clone()
-    run = torch.ops.qkernels.linear_int8
+    run = torch.ops.qkernels.linear_int
     expected = run(*arguments)
     arguments[1] = good
     assert torch.equal(run(*arguments), expected)
@@ -77,15 +77,15 @@ def test_a_tampered_block_is_refused():
     arguments[1] = torch.cat([good, good])[4:]
     with pytest.raises(ValueError, match="prepacked"):
         run(*arguments)
-    flag = 40  # has_zero_point: the zero points are always there, so both values are valid
-    for byte in (b for b in range(112) if b != flag):  # the last 16 bytes of the header are reserved
+    flags = (64, 72, 96)  # grouped, has_zero_point, exact_padding: of one group both values are valid
+    for byte in (b for b in range(184) if b not in flags):  # the header
         for change in (1, 0x80, 0xFF):
             arguments[1] = good.clone()
             arguments[1][byte] ^= change
             with pytest.raises(ValueError):
                 run(*arguments)
                 pytest.fail(f"byte {byte} ^ {change:#x} was accepted")
-    for start in range(128, good.numel(), 97):  # numbers, not addresses: any value computes
+    for start in range(256, good.numel(), 97):  # numbers, not addresses: any value computes
         arguments[1] = good.clone()
         arguments[1][start : start + 8] = 0x7F
         assert run(*arguments).shape == (3, 24)
@@ -127,7 +127,7 @@ def test_operator_refuses_wrong_arguments():
     ]
     for change in bad:
         with pytest.raises((ValueError, TypeError, NotImplementedError, RuntimeError)) as e:
-            torch.ops.qkernels.linear_int8(*{**good, **change}.values())
+            torch.ops.qkernels.linear_int(*{**good, **change}.values())
         assert not isinstance(e.value, SystemError), change
 
 

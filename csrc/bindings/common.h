@@ -34,6 +34,9 @@ inline void present(const char* name, Address a, int64_t count) {
     throw py::error_already_set();
 }
 
+// max|code - zero_point| over all codes that a weight's widths can hold: gemm.cpp.
+int64_t code_extreme(const qk::GemmView& w);
+
 struct RequantArrays {
     Address multiplier, shift, scale;  // n values each, already one per channel
     int rounding, zero_point, lo, hi;
@@ -54,3 +57,5 @@ void bind_machine(py::module_& m);      // machine.cpp
 void bind_elementwise(py::module_& m);  // elementwise.cpp
 void bind_gemm(py::module_& m);         // gemm.cpp
 void bind_integer(py::module_& m);      // integer.cpp
+void bind_binary(py::module_& m);       // binary.cpp
+void bind_conv(py::module_& m);         // conv.cpp

@@ -7,4 +7,6 @@ PYBIND11_MODULE(_native, m) {
     bind_elementwise(m);
     bind_gemm(m);
     bind_integer(m);
+    bind_binary(m);
+    bind_conv(m);
 }

@@ -2,7 +2,8 @@
 // activation, store. Patches that change accumulators (here: zero points of weights) run on the tile before it.
 #pragma once
 
-#include "../common/int8_layout.h"
+#include <type_traits>
+
 #include "activation.h"
 #include "kernels.h"
 
@@ -26,8 +27,9 @@ inline void for_lanes(int cols, Body body, Tail tail) {
     if (c < cols) tail(c, cols - c);
 }
 
-inline void store_i32(const qk::Epilogue& e, const int32_t* tile, int64_t m0, int rows, int64_t n0, int cols) {
+inline void store_i32(const qk::Epilogue& e, const void* data, int64_t m0, int rows, int64_t n0, int cols) {
     using namespace simd;
+    const auto* tile = static_cast<const int32_t*>(data);
     for (int r = 0; r < rows; ++r) {
         const int32_t* row = tile + r * qk::kPanelN;
         int32_t* out = static_cast<int32_t*>(e.out) + (m0 + r) * e.ldo + n0;
@@ -37,26 +39,33 @@ inline void store_i32(const qk::Epilogue& e, const int32_t* tile, int64_t m0, in
     }
 }
 
+// What a channel's scale makes of an accumulator; sums of scaled groups are floats that need none.
+inline simd::f32v scaled(const int32_t* acc, simd::f32v scale) {
+    return simd::mul(simd::to_float(simd::load(acc)), scale);
+}
+inline simd::f32v scaled(const float* sum, simd::f32v) { return simd::load(sum); }
+
 // Whole tiles: scales and biases of the 64 channels stay in registers over all rows.
-template <class Out, bool BIAS, bool ACTIVATE>
-void store_float_tile(const qk::Epilogue& e, const int32_t* tile, int64_t m0, int rows, int64_t n0) {
+template <class Acc, class Out, bool BIAS, bool ACTIVATE>
+void store_float_tile(const qk::Epilogue& e, const Acc* tile, int64_t m0, int rows, int64_t n0) {
     using namespace simd;
     const qk::Activation activation = e.activation;  // copies: stores could change e for all the compiler knows
     const float* x_scale = e.x_scale;
     const int64_t x_step = e.x_scale_step, ldo = e.ldo;
     Out* out = static_cast<Out*>(e.out) + m0 * ldo + n0;
+    constexpr bool kSum = std::is_same_v<Acc, float>;
     for (int c = 0; c < qk::kPanelN; c += 4 * LANES) {
         f32v scale[4], bias[4];
         for (int v = 0; v < 4; ++v) {
-            scale[v] = load(e.w_scale + n0 + c + v * LANES);
+            scale[v] = kSum ? set1(1.0f) : load(e.w_scale + n0 + c + v * LANES);
             if (BIAS) bias[v] = load(e.bias + n0 + c + v * LANES);
         }
         for (int r = 0; r < rows; ++r) {
             const f32v xs = set1(x_scale ? x_scale[(m0 + r) * x_step] : 1.0f);
-            const int32_t* row = tile + r * qk::kPanelN + c;
+            const Acc* row = tile + r * qk::kPanelN + c;
             Out* to = out + r * ldo + c;
             for (int v = 0; v < 4; ++v) {
-                f32v y = mul(mul(to_float(load(row + v * LANES)), scale[v]), xs);
+                f32v y = mul(scaled(row + v * LANES, scale[v]), xs);
                 if (BIAS) y = add(y, bias[v]);
                 store(to + v * LANES, ACTIVATE ? activate(y, activation) : y);
             }
@@ -64,22 +73,25 @@ void store_float_tile(const qk::Epilogue& e, const int32_t* tile, int64_t m0, in
     }
 }
 
-template <class Out>
-void store_float(const qk::Epilogue& e, const int32_t* tile, int64_t m0, int rows, int64_t n0, int cols) {
+template <class Acc, class Out>
+void store_float(const qk::Epilogue& e, const void* data, int64_t m0, int rows, int64_t n0, int cols) {
     using namespace simd;
+    const auto* tile = static_cast<const Acc*>(data);
     const bool plain = e.activation == qk::Activation::none;
     if (cols == qk::kPanelN) {
-        auto* whole = e.bias ? (plain ? store_float_tile<Out, true, false> : store_float_tile<Out, true, true>)
-                             : (plain ? store_float_tile<Out, false, false> : store_float_tile<Out, false, true>);
+        auto* whole =
+            e.bias ? (plain ? store_float_tile<Acc, Out, true, false> : store_float_tile<Acc, Out, true, true>)
+                   : (plain ? store_float_tile<Acc, Out, false, false> : store_float_tile<Acc, Out, false, true>);
         return whole(e, tile, m0, rows, n0);
     }
     for (int r = 0; r < rows; ++r) {
-        const int32_t* row = tile + r * qk::kPanelN;
+        const Acc* row = tile + r * qk::kPanelN;
         Out* out = static_cast<Out*>(e.out) + (m0 + r) * e.ldo + n0;
         const f32v x_scale = set1(e.x_scale ? e.x_scale[(m0 + r) * e.x_scale_step] : 1.0f);
-        for (int c = 0; c < cols; c += LANES) {
+        for (int c = 0; c < cols; c += LANES) {  // a tile is whole, whatever cols is
             const int n = cols - c < LANES ? cols - c : LANES;
-            f32v y = mul(mul(to_float(load(row + c, n)), load(e.w_scale + n0 + c, n)), x_scale);
+            const f32v scale = std::is_same_v<Acc, float> ? set1(1.0f) : load(e.w_scale + n0 + c, n);
+            f32v y = mul(scaled(row + c, scale), x_scale);
             if (e.bias) y = add(y, load(e.bias + n0 + c, n));
             store(out + c, activate(y, e.activation), n);
         }
@@ -88,8 +100,9 @@ void store_float(const qk::Epilogue& e, const int32_t* tile, int64_t m0, int row
 
 // Columns outside, rows inside: multipliers, shifts and their 64-bit halves are loaded once for all rows.
 template <qk::Rounding R>
-void store_byte(const qk::Epilogue& e, const int32_t* tile, int64_t m0, int rows, int64_t n0, int cols) {
+void store_byte(const qk::Epilogue& e, const void* data, int64_t m0, int rows, int64_t n0, int cols) {
     using namespace simd;
+    const auto* tile = static_cast<const int32_t*>(data);
     const int64_t ldo = e.ldo;
     for (int c = 0; c < cols; c += LANES) {
         const int n = cols - c < LANES ? cols - c : LANES;

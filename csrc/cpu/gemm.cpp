@@ -1,9 +1,9 @@
 // Loops around the register tile.
 //
 //   for each chunk of rows whose codes stay in L2
-//   for each panel of 64 output channels (a thread's own range, then whatever others have left)
-//     for each block of k (one unless k > kBlockK: the panel must stay in L2 while all rows pass over it)
-//       for each group of up to MR rows: micro kernel -> tile in L1 -> patches -> epilogue -> output
+//     for each panel of 64 output channels (a thread's own range, then whatever others have left)
+//       for each block of k (one unless k > kBlockK: the panel must stay in L2 while all rows pass over it)
+//         for each group of up to MR rows: micro kernel -> tile in L1 -> patches -> epilogue -> output
 //
 // The panel is read from memory once: the first group of rows pulls it in, the others find it in L2, and while they
 // compute they prefetch the panel that comes next. Rows of activation codes are quantized (or offset) once, up front.
@@ -12,6 +12,7 @@
 #include <atomic>
 #include <cstring>
 
+#include "gemm_driver.h"
 #include "parallel.h"
 #include "quantize.h"
 #include "scratch.h"
@@ -20,67 +21,21 @@ namespace qk {
 
 namespace {
 
-constexpr int64_t kBlockK = 8192;               // 512 KB of a panel
 constexpr int64_t kSuperRows = 4 << 20;         // bytes of codes that one pass over the weight serves
 constexpr int64_t kRowBytes = 512 << 10;        // codes that stay in L2 beside two panels
 constexpr int64_t kSharedWeight = 1 << 20;      // a weight that every core may keep in its own L2
 constexpr int64_t kPrepareTogether = 16 << 10;  // codes that one thread makes before two have met
-constexpr int64_t kTileRows = 192;              // rows whose partial sums are kept while k advances in blocks
-constexpr int64_t kPrefetchBytes = 1 << 20;     // smaller weights sit in L2 where it costs load slots
-
-struct Problem {
-    const Kernels& isa;
-    const uint8_t* a;
-    int64_t lda, m;
-    const Int8View& w;
-    const int32_t* init;  // [n_pad]
-    Epilogue epilogue;
-    EpilogueFn store;
-    bool patch;
-};
-
-void run_panel(const Problem& p, int64_t panel, int64_t row_begin, int64_t row_end) {
-    const Int8Header& h = *p.w.header;
-    const int64_t n0 = panel * kPanelN;
-    const int cols = static_cast<int>(std::min<int64_t>(kPanelN, h.n - n0));
-    const int64_t steps = h.k_pad / kStepK, block = kBlockK / kStepK;
-    const int64_t groups = ceil_div(row_end - row_begin, p.isa.mr);
-    // A single row only streams, which the hardware foresees; more rows compute long enough to fetch the next panel.
-    const bool ahead = row_end - row_begin > 1 && n0 + kPanelN < h.n_pad && h.n_pad * h.k_pad > kPrefetchBytes;
-    const char* next = reinterpret_cast<const char*>(p.w.panel(panel + 1));
-    const int lines = ahead ? static_cast<int>(ceil_div(16, groups)) : 0;  // 16 lines are four k steps
-    alignas(64) int32_t tiles[kTileRows * kPanelN];
-
-    const int64_t blocks = std::max<int64_t>(1, ceil_div(steps, block));
-    for (int64_t b = 0; b < blocks; ++b) {
-        const int64_t k0 = b * block, k_steps = std::min(block, steps - k0);
-        int64_t row = row_begin;
-        for (int64_t g = 0; g < groups; ++g) {  // groups of even size: 16 rows are 6 + 5 + 5, not 6 + 6 + 4
-            const int rows = static_cast<int>((row_end - row + groups - g - 1) / (groups - g));
-            int32_t* tile = tiles + (blocks > 1 ? (row - row_begin) * kPanelN : 0);
-            const int request = static_cast<int>(std::clamp<int64_t>(16 - g * lines, 0, lines));
-            p.isa.micro[rows](p.a + row * p.lda + k0 * kStepK, p.lda, p.w.panel(panel) + k0 * kStepBytes, k_steps,
-                              b == 0 ? p.init + n0 : nullptr, tile, next + (k0 * 4 + g * lines * (k_steps / 4)) * 64,
-                              request);
-            if (b == blocks - 1) {
-                if (p.patch) p.isa.patch_zero_point(p.epilogue, tile, row, rows, n0);
-                p.store(p.epilogue, tile, row, rows, n0, cols);
-            }
-            row += rows;
-        }
-    }
-}
 
 // Threads that the work repays. A region costs a microsecond when the cores are free, and as much again until the other
 // core has the activations, so each thread must find about six to do. The two rates (products and bytes a nanosecond)
 // only need to be right within a factor of two.
-int threads_for(const Int8Header& h, int64_t m, int threads) {
-    const double ns = std::max(static_cast<double>(m) * h.n_pad * h.k_pad / 300.0, h.n_pad * h.k_pad / 60.0);
+int threads_for(const GemmHeader& h, int64_t m, int threads) {
+    const double ns = std::max(static_cast<double>(m) * h.n_pad * h.k_pad / 300.0, h.code_bytes() / 60.0);
     return static_cast<int>(std::clamp<double>(ns / 6000.0, 1.0, std::max(threads, 1)));
 }
 
 // Rows that are prepared and computed together: their codes stay in L2, and their partial sums on the stack.
-int64_t chunk_rows(const Int8Header& h, int64_t m) {
+int64_t chunk_rows(const GemmHeader& h, int64_t m) {
     const int64_t most =
         h.k_pad > kBlockK ? kTileRows : std::max<int64_t>(48, kRowBytes / std::max<int64_t>(h.k_pad, 1));
     return ceil_div(m, std::max<int64_t>(1, ceil_div(m, most)));
@@ -89,8 +44,8 @@ int64_t chunk_rows(const Int8Header& h, int64_t m) {
 // prepare(begin, end) makes the codes of those rows; it runs before they are used, on any thread.
 template <class Prepare>
 void run(const Problem& p, int threads, Prepare prepare) {
-    const Int8Header& h = *p.w.header;
-    const int64_t panels = h.n_pad / kPanelN;
+    const GemmHeader& h = *p.w.header;
+    const int64_t panels = h.panels();
     // A weight that each core's L2 holds: split the rows, so that codes never travel between cores and nothing waits.
     const bool by_rows = h.n_pad * h.k_pad <= kSharedWeight && p.m >= 12 * threads;
     if (threads == 1 || by_rows) {
@@ -121,27 +76,23 @@ void run(const Problem& p, int threads, Prepare prepare) {
     });
 }
 
-// Start of accumulators when stored codes are u = real code + zero: -zero * colsum + zero * K * w_zero, mod 2^32.
-const int32_t* starts(const Int8View& w, int32_t zero, int32_t* buffer) {
-    if (zero == 128) return w.init128();
-    const Int8Header& h = *w.header;
-    const auto z = static_cast<uint32_t>(zero);
-    const auto zk = z * static_cast<uint32_t>(h.k);
-    for (int64_t n = 0; n < h.n_pad; ++n)
-        buffer[n] = static_cast<int32_t>(zk * static_cast<uint32_t>(w.zero_point()[n]) -
-                                         z * static_cast<uint32_t>(w.colsum()[n]));
-    return buffer;
-}
-
 // Row pitch of codes: whole cache lines plus one, so that rows do not fall into the same cache sets.
 int64_t pitch(int64_t k_pad) { return round_up(k_pad, 64) + 64; }
 
-int64_t super_rows(const Int8Header& h) { return std::max<int64_t>(kTileRows, kSuperRows / pitch(h.k_pad)); }
+int64_t super_rows(const GemmHeader& h) { return std::max<int64_t>(kTileRows, kSuperRows / pitch(h.k_pad)); }
 
-// Codes past K are multiplied by zero weights; they are set so that a run never depends on what memory held.
-void finish_row(const Kernels& isa, const Int8Header& h, uint8_t* codes, int32_t* sum) {
-    for (int64_t i = h.k; i < h.k_pad; ++i) codes[i] = 0;
+// Moves each segment to its padded place, and clears what is between: those codes are multiplied by weights of the
+// padding, and a run must not depend on what memory held.
+void finish_row(const Kernels& isa, const GemmHeader& h, uint8_t* codes, int32_t* sum) {
     if (sum != nullptr) *sum = isa.sum_codes(codes, h.k);
+    const int64_t gap = h.segment_pad - h.segment;
+    for (int64_t s = h.segments - 1; s > 0 && gap > 0; --s) {
+        const int64_t length = std::min(h.segment, h.k - s * h.segment);
+        std::memmove(codes + s * h.segment_pad, codes + s * h.segment, length);
+        std::memset(codes + s * h.segment_pad - gap, 0, gap);
+    }
+    const int64_t end = h.k > 0 ? h.padded(h.k - 1) + 1 : 0;
+    std::memset(codes + end, 0, h.k_pad - end);
 }
 
 Epilogue below(Epilogue e, int64_t rows) {  // the same output, `rows` further down
@@ -149,53 +100,77 @@ Epilogue below(Epilogue e, int64_t rows) {  // the same output, `rows` further d
     return e;
 }
 
+// Output channels of a block with mixed widths come sorted by width. The epilogue works in that order, with its vectors
+// brought into it, on a buffer; then the columns go where they belong.
+class Columns {
+  public:
+    static int64_t bytes(const GemmHeader& h, int64_t rows, int out_bytes) {
+        return h.has_columns ? 5 * Scratch::padded<int32_t>(h.n_pad) + Scratch::padded<char>(rows * h.n * out_bytes)
+                             : 0;
+    }
+    Columns(const GemmView& w, const Epilogue& e, int64_t rows, Scratch& scratch) : h_(*w.header), to_(w.columns()) {
+        inner = e;
+        if (!h_.has_columns) return;
+        inner.bias = sorted(e.bias, scratch);
+        inner.bias_i32 = sorted(e.bias_i32, scratch);
+        inner.multiplier = sorted(e.multiplier, scratch);
+        inner.shift = sorted(e.shift, scratch);
+        inner.requant_scale = sorted(e.requant_scale, scratch);
+        inner.out = scratch.take<char>(rows * h_.n * e.out_bytes);
+        inner.ldo = h_.n;
+    }
+    // The epilogue that rows from row0 of `e` are computed with.
+    Epilogue at(const Epilogue& e, int64_t row0) const { return h_.has_columns ? inner : below(e, row0); }
+
+    void scatter(const Epilogue& e, int64_t row0, int64_t rows, int threads) const {
+        if (!h_.has_columns) return;
+        const Epilogue out = below(e, row0);
+        parallel_for(rows * h_.n > (64 << 10) ? threads : 1, rows, [&](int64_t r) {
+            if (e.out_bytes == 4) move<uint32_t>(out, r);
+            if (e.out_bytes == 2) move<uint16_t>(out, r);
+            if (e.out_bytes == 1) move<uint8_t>(out, r);
+        });
+    }
+
+    Epilogue inner;
+
+  private:
+    template <class T>
+    const T* sorted(const T* from, Scratch& scratch) const {
+        T* to = scratch.take<T>(h_.n_pad);
+        if (from == nullptr) return nullptr;
+        for (int64_t i = 0; i < h_.n; ++i) to[i] = from[to_[i]];
+        return to;
+    }
+    template <class T>
+    void move(const Epilogue& out, int64_t r) const {
+        const T* from = static_cast<const T*>(inner.out) + r * h_.n;
+        T* to = static_cast<T*>(out.out) + r * out.ldo;
+        for (int64_t i = 0; i < h_.n; ++i) to[to_[i]] = from[i];
+    }
+
+    const GemmHeader& h_;
+    const int32_t* to_;
+};
+
 }  // namespace
 
-void int8_prepack(const int8_t* codes, int64_t n, int64_t k, const float* scale, int64_t scale_step,
-                  const int16_t* zero_point, int64_t zero_step, const float* input_scale, void* out) {
-    const Int8Header h = int8_layout(n, k, zero_point != nullptr, input_scale != nullptr);
-    char* base = static_cast<char*>(out);
-    std::memset(base, 0, h.total_bytes);
-    std::memcpy(base, &h, sizeof h);
-    auto* init = reinterpret_cast<int32_t*>(base + h.init128);
-    auto* colsum = reinterpret_cast<int32_t*>(base + h.colsum);
-    auto* zero = reinterpret_cast<int32_t*>(base + h.zero_point);
-    auto* scales = reinterpret_cast<float*>(base + h.scale);
-    auto* panels = reinterpret_cast<int8_t*>(base + h.panels);
-    for (int64_t row = 0; row < n; ++row) {
-        int8_t* to = panels + row / kPanelN * kPanelN * h.k_pad + row % kPanelN * kStepK;
-        const int8_t* from = codes + row * k;
-        int32_t sum = 0;
-        for (int64_t i = 0; i < k; ++i) {
-            to[i / kStepK * kStepBytes + i % kStepK] = from[i];
-            sum += from[i];
-        }
-        colsum[row] = sum;
-        scales[row] = scale[row * scale_step];
-        if (zero_point != nullptr) zero[row] = zero_point[row * zero_step];
-        init[row] = static_cast<int32_t>(128u * static_cast<uint32_t>(k) * static_cast<uint32_t>(zero[row]) -
-                                         128u * static_cast<uint32_t>(sum));
-    }
-    if (input_scale != nullptr) {
-        auto* inv = reinterpret_cast<float*>(base + h.inv_input);
-        for (int64_t i = 0; i < k; ++i) inv[i] = 1.0f / input_scale[i];
-    }
-}
-
-void int8_gemm_codes(const Kernels& isa, const uint8_t* x, bool is_signed, int64_t m, int64_t ldx, int32_t x_zero,
-                     const Int8View& w, Epilogue epilogue, EpilogueFn store, int threads) {
-    const Int8Header& h = *w.header;
+void gemm_codes(const Kernels& isa, const uint8_t* x, bool is_signed, int64_t m, int64_t ldx, int32_t x_zero,
+                const GemmView& w, Epilogue epilogue, EpilogueFn store, int threads) {
+    const GemmHeader& h = *w.header;
     if (m == 0 || h.n == 0) return;
     threads = threads_for(h, m, threads);
     const bool patch = h.has_zero_point, direct = !is_signed && !patch && h.k == h.k_pad;
     const int64_t lda = direct ? ldx : pitch(h.k_pad), most = std::min(m, super_rows(h));
     Scratch& scratch = Scratch::get(Scratch::padded<uint8_t>(most * lda) + Scratch::padded<int32_t>(most) +
-                                    Scratch::padded<int32_t>(h.n_pad));
+                                    Scratch::padded<int32_t>(h.n_pad) + Columns::bytes(h, most, epilogue.out_bytes));
     uint8_t* codes = scratch.take<uint8_t>(direct ? 0 : most * lda);
     int32_t* sums = scratch.take<int32_t>(most);
-    const int32_t* init = starts(w, x_zero + (is_signed ? 128 : 0), scratch.take<int32_t>(h.n_pad));
+    const int32_t zero = x_zero + (is_signed ? 128 : 0);
+    const int32_t* init = starts(w, zero, scratch.take<int32_t>(h.n_pad));
     epilogue.w_zero = w.zero_point();
     epilogue.x_sum = sums;
+    const Columns columns(w, epilogue, most, scratch);
     for (int64_t row0 = 0; row0 < m; row0 += most) {
         const int64_t rows = std::min(most, m - row0);
         const uint8_t* x0 = x + row0 * ldx;
@@ -205,30 +180,41 @@ void int8_gemm_codes(const Kernels& isa, const uint8_t* x, bool is_signed, int64
                 finish_row(isa, h, codes + r * lda, patch ? sums + r : nullptr);
             }
         };
-        const Problem p{isa, direct ? x0 : codes, lda, rows, w, init, below(epilogue, row0), store, patch};
+        Problem p{isa, w, rows};
+        p.a = direct ? x0 : codes;
+        p.lda = lda;
+        p.init = init;
+        p.zero = static_cast<uint8_t>(zero);
+        p.epilogue = columns.at(epilogue, row0);
+        p.store = store;
+        p.patch = patch;
         run(p, threads, copy);
+        columns.scatter(epilogue, row0, rows, threads);
     }
 }
 
-int64_t int8_gemm_float(const Kernels& isa, const void* x, DType x_type, int64_t m, int64_t ldx, const InputQuant& q,
-                        const Int8View& w, Epilogue epilogue, EpilogueFn store, int threads) {
-    const Int8Header& h = *w.header;
+int64_t gemm_quantized(const Kernels& isa, const void* x, DType x_type, int64_t m, int64_t ldx, const InputQuant& q,
+                       const GemmView& w, Epilogue epilogue, EpilogueFn store, int threads) {
+    const GemmHeader& h = *w.header;
     if (m == 0) return -1;
     threads = threads_for(h, m, threads);
     const bool patch = h.has_zero_point;
     const int64_t lda = pitch(h.k_pad), most = std::min(m, super_rows(h));
     Scratch& scratch = Scratch::get(Scratch::padded<uint8_t>(most * lda) + Scratch::padded<int32_t>(most) +
-                                    Scratch::padded<float>(most) + Scratch::padded<int32_t>(h.n_pad));
+                                    Scratch::padded<float>(most) + Scratch::padded<int32_t>(h.n_pad) +
+                                    Columns::bytes(h, most, epilogue.out_bytes));
     uint8_t* codes = scratch.take<uint8_t>(most * lda);
     int32_t* sums = scratch.take<int32_t>(most);
     float* scales = scratch.take<float>(most);
-    const int32_t* init = starts(w, q.zero_point + (q.is_signed ? 128 : 0), scratch.take<int32_t>(h.n_pad));
+    const int32_t zero = q.zero_point + (q.is_signed ? 128 : 0);
+    const int32_t* init = starts(w, zero, scratch.take<int32_t>(h.n_pad));
     const int64_t x_bytes = x_type == DType::f32 ? 4 : 2;
     const float* inv_k = h.has_input_scale ? w.inv_input() : nullptr;
     epilogue.w_zero = w.zero_point();
     epilogue.x_sum = sums;
     epilogue.x_scale = q.mode == InputMode::channel ? nullptr : scales;
     epilogue.x_scale_step = q.mode == InputMode::dynamic_token ? 1 : 0;
+    const Columns columns(w, epilogue, most, scratch);
 
     uint32_t tensor_bits = 0;
     if (q.mode == InputMode::dynamic_tensor) tensor_bits = amax_tensor(isa, x, x_type, m, h.k, ldx, inv_k, threads);
@@ -244,8 +230,16 @@ int64_t int8_gemm_float(const Kernels& isa, const void* x, DType x_type, int64_t
             int64_t none = -1;
             if (found >= 0) bad.compare_exchange_strong(none, row0 + found);
         };
-        const Problem p{isa, codes, lda, rows, w, init, below(epilogue, row0), store, patch};
+        Problem p{isa, w, rows};
+        p.a = codes;
+        p.lda = lda;
+        p.init = init;
+        p.zero = static_cast<uint8_t>(zero);
+        p.epilogue = columns.at(epilogue, row0);
+        p.store = store;
+        p.patch = patch;
         run(p, threads, quantize);
+        columns.scatter(epilogue, row0, rows, threads);
     }
     return bad.load();
 }

@@ -1,7 +1,9 @@
 // Integer GEMM driver and the ops that stand on it: matmul_int, linear with integer activations, linear_requant.
 #pragma once
 
-#include "../common/int8_layout.h"
+#include <algorithm>
+
+#include "../common/gemm_layout.h"
 #include "kernels.h"
 
 namespace qk {
@@ -14,19 +16,36 @@ struct InputQuant {
     bool is_signed = true;   // signed codes are stored as code + 128
     float scale = 1.0f;      // static_tensor
     int32_t zero_point = 0;  // static_tensor
+    int bits = 8;            // 2 to 8
+
+    int lo() const { return is_signed ? -(1 << (bits - 1)) : 0; }
+    int hi() const { return is_signed ? (1 << (bits - 1)) - 1 : (1 << bits) - 1; }
 };
 
-// Writes the block described in common/int8_layout.h. scale_step and zero_step are 0 for per-tensor arrays, else 1;
-// zero_point and input_scale may be null.
-void int8_prepack(const int8_t* codes, int64_t n, int64_t k, const float* scale, int64_t scale_step,
-                  const int16_t* zero_point, int64_t zero_step, const float* input_scale, void* out);
+// What a weight is prepacked from. scale and zero_point have an element for row n and part p at n * row_step + p *
+// part_step (0 where there is one for all); zero_point, input_scale, columns and row_bits may be null.
+struct PrepackSource {
+    GemmShape shape;
+    int bits;                 // width of all codes, or
+    const uint8_t* row_bits;  // of each row's; rows in the order of `columns` are sorted by width
+    const int32_t* columns;   // [n] output channel of each row of the block
+    const int8_t* codes;      // (n, k)
+    const float* scale;
+    const int16_t* zero_point;
+    int64_t row_step, part_step;
+    const float* input_scale;  // (k)
+};
+int64_t packed_bytes(const PrepackSource& source);
+void prepack(const PrepackSource& source, void* out);
 
-// acc = (x - x_zero) (w - w_zero)^T in exact int32, handed tile by tile to `store`. x: int8 or uint8 codes.
-void int8_gemm_codes(const Kernels& isa, const uint8_t* x, bool is_signed, int64_t m, int64_t ldx, int32_t x_zero,
-                     const Int8View& w, Epilogue epilogue, EpilogueFn store, int threads);
+// acc = (x - x_zero) (w - w_zero)^T in exact int32, handed tile by tile to `store`. x: int8 or uint8 codes. Not for
+// grouped weights.
+void gemm_codes(const Kernels& isa, const uint8_t* x, bool is_signed, int64_t m, int64_t ldx, int32_t x_zero,
+                const GemmView& w, Epilogue epilogue, EpilogueFn store, int threads);
 
-// The same from floating-point x, quantized on the way. Returns the first row with a non-finite value, or -1.
-int64_t int8_gemm_float(const Kernels& isa, const void* x, DType x_type, int64_t m, int64_t ldx, const InputQuant& q,
-                        const Int8View& w, Epilogue epilogue, EpilogueFn store, int threads);
+// The same from floating-point x, quantized on the way; `store` is store_sum for grouped weights. Returns the first
+// row with a non-finite value, or -1.
+int64_t gemm_quantized(const Kernels& isa, const void* x, DType x_type, int64_t m, int64_t ldx, const InputQuant& q,
+                       const GemmView& w, Epilogue epilogue, EpilogueFn store, int threads);
 
 }  // namespace qk

@@ -2,7 +2,7 @@
 // once for the baseline and call these through pointers, once per tile or row, so no driver is written twice.
 #pragma once
 
-#include "../common/types.h"
+#include "../common/gemm_layout.h"
 
 namespace qk {
 
@@ -12,11 +12,38 @@ inline constexpr int kIsaCount = 4;
 inline constexpr const char* kIsaNames[kIsaCount] = {"scalar", "avx2", "avx512vnni", "avx512vpopcntdq"};
 inline constexpr int kMaxMr = 8;  // upper bound of rows in a register tile over all ISAs
 
-// tile[r][0..64) = start + sum over k of a[r][k] * panel[k], r < MR.   a: codes as u8, lda bytes between rows.
-// start is init[0..64) for every row, or the tile's own content when init is null (a later block of k).
-// `prefetch_lines` cache lines in every four k steps are requested from `prefetch` on (the panel that comes next).
-using MicroFn = void (*)(const uint8_t* a, int64_t lda, const int8_t* panel, int64_t k_steps, const int32_t* init,
-                         int32_t* tile, const char* prefetch, int prefetch_lines);
+// tile[r][0..64) = start + sum over k of x[r][k] * w[0..64)[k], r < MR: a register tile over one panel.
+struct MicroArgs {
+    const uint8_t* const* rows = nullptr;  // rows[r * row_step + s]: activation codes of row r in segment s, as u8
+    int64_t row_step = 1, segments = 1;
+    int64_t steps = 0;                // k steps of a segment
+    const uint8_t* codes = nullptr;   // of the panel: int8, or packed in the width that the kernel decodes
+    const uint8_t* offset = nullptr;  // [64] what packed codes are lessened by
+    const int32_t* init = nullptr;    // [64] start of every row, or null: the tile's own content (a later block of k)
+    int32_t* tile = nullptr;          // [rows][64]
+    const char* ahead = nullptr;      // `lines` cache lines in every four k steps are requested from here on: what
+    int lines = 0;                    // comes next
+};
+using MicroFn = void (*)(const MicroArgs& args);
+
+// tile[r][0..64) += scale[g] * float(acc_g), one fused multiply-add a group g in their order; acc_g the sum of the
+// group's products, exact. One segment of `steps` k steps; the last group may be short.
+struct GroupArgs {
+    const uint8_t* const* rows = nullptr;  // [rows]
+    int64_t steps = 0, group_steps = 0;
+    const uint8_t* codes = nullptr;
+    const uint8_t* offset = nullptr;  // [groups][64], packed codes
+    const float* scale = nullptr;     // [groups][64]
+    const int32_t* init = nullptr;    // [groups][64] starts; packed codes: unused, `zero` takes their place
+    uint8_t zero = 0;                 // what the stored code of 0 is: zero * sum(w) is taken off
+    float* tile = nullptr;            // [rows][64]
+    const char* ahead = nullptr;      // as in MicroArgs
+    int lines = 0;
+};
+using GroupFn = void (*)(const GroupArgs& args);
+
+// int8 operands [steps][64][4] of a packed panel; offset [64].
+using DecodeFn = void (*)(const uint8_t* codes, int64_t steps, const uint8_t* offset, int8_t* out);
 
 // Everything an epilogue may need; a tile never knows which of it is used.
 struct Epilogue {
@@ -40,19 +67,20 @@ struct Epilogue {
     const int32_t* x_sum = nullptr;
 };
 
-// Consumes tile[rows][64], whose first element is out[m0][n0]; cols <= 64 are real.
-using EpilogueFn = void (*)(const Epilogue& e, const int32_t* tile, int64_t m0, int rows, int64_t n0, int cols);
+// Consumes tile[rows][64] of int32 (store_sum: of float), whose first element is out[m0][n0]; cols <= 64 are real.
+using EpilogueFn = void (*)(const Epilogue& e, const void* tile, int64_t m0, int rows, int64_t n0, int cols);
 // tile[r][n] -= w_zero[n0 + n] * x_sum[m0 + r]
 using PatchFn = void (*)(const Epilogue& e, int32_t* tile, int64_t m0, int rows, int64_t n0);
 
-// How one row of floats becomes codes: out[k] = clip(rint(x[k] * inv_k[k] * inv) + zero) ^ flip, to int8 or uint8.
+// How one row of floats becomes codes: out[k] = clip(rint(x[k] * inv_k[k] * inv) + zero, lo, hi) ^ flip.
 struct QuantizeRow {
     float inv = 1.0f;
     const float* inv_k = nullptr;  // 1 / input_scale of the weight, multiplied first; null: 1
     int16_t zero = 0;
     bool is_signed = true;
-    uint8_t flip = 0;   // 0x80 stores int8 codes as code + 128, as the integer core wants them
-    bool check = true;  // report the largest |x|; without it, |x * inv_k * inv| must be below 2^30
+    int16_t lo = -128, hi = 127;  // within int8, or uint8 if not signed
+    uint8_t flip = 0;             // 0x80 stores int8 codes as code + 128, as the integer core wants them
+    bool check = true;            // report the largest |x|; without it, |x * inv_k * inv| must be below 2^30
 };
 // Largest bit pattern of |x * inv_k|: float order, and >= 0x7f800000 exactly where something is not finite.
 using AmaxFn = uint32_t (*)(const void* x, int64_t k, const float* inv_k);
@@ -63,11 +91,14 @@ using SumCodesFn = int32_t (*)(const uint8_t* x, int64_t k);
 
 struct Kernels {
     const char* name;
-    int mr;                     // rows of the largest register tile
-    MicroFn micro[kMaxMr + 1];  // [r] computes r rows
+    int mr;                                   // rows of the largest register tile
+    MicroFn micro[kMaxBits + 1][kMaxMr + 1];  // [bits][r] computes r rows; null: decode the panel, then bits 8
+    GroupFn group[kMaxBits + 1][kMaxMr + 1];  // the same for group-wise scales
+    DecodeFn decode[kMaxBits + 1];            // bits below 8
     PatchFn patch_zero_point;
     EpilogueFn store_i32;
     EpilogueFn store_float[3];  // by DType f32, bf16, f16
+    EpilogueFn store_sum[3];    // by DType, from a tile of floats that group scales are part of
     EpilogueFn store_byte[3];   // by Rounding
     AmaxFn amax[3];             // by DType
     QuantizeFn quantize[3];

@@ -27,16 +27,16 @@ int threads_for_bytes(int threads, int64_t bytes) {
 
 }  // namespace
 
-float dynamic_scale(uint32_t amax_bits, bool is_signed) {
+float dynamic_scale(uint32_t amax_bits, int largest) {
     if (amax_bits < kTinyAmax) return 1.0f;
     float amax;
     std::memcpy(&amax, &amax_bits, 4);
-    return amax / (is_signed ? 127.0f : 255.0f);
+    return amax / static_cast<float>(largest);
 }
 
 float fixed_scale(const InputQuant& q, uint32_t tensor_bits) {
     if (q.mode == InputMode::static_tensor) return q.scale;
-    return q.mode == InputMode::dynamic_tensor ? dynamic_scale(tensor_bits, q.is_signed) : 1.0f;
+    return q.mode == InputMode::dynamic_tensor ? dynamic_scale(tensor_bits, q.hi()) : 1.0f;
 }
 
 int64_t quantize_rows(const Kernels& isa, const void* x, DType x_type, int64_t k, int64_t ldx, int64_t row_begin,
@@ -46,6 +46,8 @@ int64_t quantize_rows(const Kernels& isa, const void* x, DType x_type, int64_t k
     QuantizeRow row;
     row.zero = static_cast<int16_t>(q.zero_point);
     row.is_signed = q.is_signed;
+    row.lo = static_cast<int16_t>(q.lo());
+    row.hi = static_cast<int16_t>(q.hi());
     row.flip = flip;
     row.inv_k = inv_k;
     row.check = q.mode == InputMode::static_tensor || q.mode == InputMode::channel;
@@ -56,7 +58,7 @@ int64_t quantize_rows(const Kernels& isa, const void* x, DType x_type, int64_t k
         uint32_t bits = 0;
         if (q.mode == InputMode::dynamic_token) {
             bits = isa.amax[type](data, k, inv_k);
-            scale = dynamic_scale(bits, q.is_signed);
+            scale = dynamic_scale(bits, q.hi());
             scales[m] = scale;
         }
         row.inv = 1.0f / scale;

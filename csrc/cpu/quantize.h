@@ -10,8 +10,8 @@ namespace qk {
 inline constexpr uint32_t kTinyAmax = (127u - 100u) << 23;
 inline constexpr uint32_t kNotFinite = 0x7f800000u;
 
-// The scale that a dynamic maximum gives: amax / 127 (255 for unsigned codes), 1 where nothing is there to scale.
-float dynamic_scale(uint32_t amax_bits, bool is_signed);
+// The scale that a dynamic maximum gives: amax / largest code, 1 where nothing is there to scale.
+float dynamic_scale(uint32_t amax_bits, int largest);
 
 // The one scale of a call where rows do not have their own: static, per tensor, or 1 (per channel).
 float fixed_scale(const InputQuant& q, uint32_t tensor_bits);

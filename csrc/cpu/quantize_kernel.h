@@ -41,6 +41,7 @@ uint32_t quantize_row(const T* x, int64_t k, const qk::QuantizeRow& q, uint8_t* 
     const int16_t zero = q.zero;
     const bool is_signed = q.is_signed;
     const uint8_t flip = q.flip;
+    const int16_t lo = q.lo, hi = q.hi;
     const float* inv_k = q.inv_k;
     const f32v inv = set1(q.inv), most = set1(1073741824.0f);
     i32v m0 = seti(0), m1 = m0;
@@ -59,13 +60,13 @@ uint32_t quantize_row(const T* x, int64_t k, const qk::QuantizeRow& q, uint8_t* 
         const i32v b = code(load(x + i + LANES), scale(i + LANES), m1);
         const i32v c = code(load(x + i + 2 * LANES), scale(i + 2 * LANES), m0);
         const i32v d = code(load(x + i + 3 * LANES), scale(i + 3 * LANES), m1);
-        store_codes4(out + i, a, b, c, d, zero, is_signed, flip);
+        store_codes4(out + i, a, b, c, d, zero, is_signed, lo, hi, flip);
     }
     for (; i < k; i += LANES) {
         const int n = k - i < LANES ? static_cast<int>(k - i) : LANES;
         const i32v a = code(load(x + i, n), PER_K ? load(inv_k + i, n) : inv, m0);
         uint8_t codes[4 * LANES];
-        store_codes4(codes, a, a, a, a, zero, is_signed, flip);
+        store_codes4(codes, a, a, a, a, zero, is_signed, lo, hi, flip);
         __builtin_memcpy(out + i, codes, n);
     }
     return CHECK ? reduce_maxu(maxu(m0, m1)) : 0;

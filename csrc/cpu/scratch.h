@@ -1,4 +1,4 @@
-// Memory that a call needs and nobody sees: one growing block a thread, cut into 64-byte aligned pieces.
+// Memory that a call needs and nobody sees: growing blocks of a thread, cut into 64-byte aligned pieces.
 #pragma once
 
 #include <cstdint>
@@ -11,9 +11,13 @@ namespace qk {
 
 class Scratch {
   public:
-    // The block of this thread, at least `bytes` long; earlier pieces are given up.
-    static Scratch& get(int64_t bytes) {
-        thread_local Scratch scratch;
+    // Blocks that live at the same time on one thread: of the call, and of the panel it is working on.
+    enum Use { call, panel, kUses };
+
+    // The block of this thread for a use, at least `bytes` long; earlier pieces are given up.
+    static Scratch& get(int64_t bytes, Use use = call) {
+        thread_local Scratch blocks[kUses];
+        Scratch& scratch = blocks[use];
         scratch.used_ = 0;
         if (bytes > scratch.capacity_) {
             std::free(scratch.data_);

@@ -14,7 +14,7 @@ LINEAR_EVENTS = {  # operators that multiply by a weight in a compiled graph
     "aten::mm",
     "mkl::_mkl_linear",
     "mkldnn::_linear_pointwise",
-    "qkernels::linear_int8",
+    "qkernels::linear_int",
 }
 
 

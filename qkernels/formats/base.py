@@ -1,5 +1,6 @@
 """What every weight format has in common."""
 
+import math
 from dataclasses import dataclass, fields
 
 from .._arrays import is_torch
@@ -14,13 +15,22 @@ def nbytes(a):
 
 @dataclass(frozen=True, eq=False)
 class WeightFormat:
-    """A compressed weight matrix of ``shape`` (N, K): out features, in features, as in ``nn.Linear.weight``.
+    """A compressed weight of ``shape`` (N, K): out features, in features, as in ``nn.Linear.weight``.
+
+    That of a convolution has the shape (O, I, kh, kw) and is the matrix ``matrix_shape`` (O, I * kh * kw), its rows
+    flattened in the order (I, kh, kw).
 
     A format is frozen and validated once, when it is built; its arrays are not copied, so they must not be
     written to afterwards. Compute layouts that a backend attaches are neither pickled nor copied.
     """
 
     version = 1  # of the portable layout, written into files
+    OPTIONS = ()  # fields beside the arrays and the shape, written into files too
+    is_grouped = False  # whether a row has more than one scale
+
+    def options(self):
+        """The values of OPTIONS by name."""
+        return {name: getattr(self, name) for name in self.OPTIONS}
 
     @property
     def nbytes(self):
@@ -28,9 +38,14 @@ class WeightFormat:
         return sum(nbytes(v) for v in self.arrays().values())
 
     @property
+    def matrix_shape(self):
+        """(N, K): of a convolution (O, I * kh * kw)."""
+        return self.shape[0], math.prod(self.shape[1:])
+
+    @property
     def bits_per_weight(self):
         """Bits stored per weight, scales included."""
-        n, k = self.shape
+        n, k = self.matrix_shape
         return 8.0 * self.nbytes / (n * k) if n * k else 0.0
 
     def arrays(self):
@@ -50,5 +65,6 @@ class WeightFormat:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def __repr__(self):
-        n, k = self.shape
-        return f"{type(self).__name__}({n}x{k}, {self.bits_per_weight:.2f} bits/weight)"
+        return (
+            f"{type(self).__name__}({'x'.join(map(str, self.shape))}, {self.bits_per_weight:.2f} bits/weight)"
+        )

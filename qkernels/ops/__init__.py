@@ -2,7 +2,29 @@
 
 from ..cpu import ACTIVATIONS
 from . import table
-from .integer import linear_requant, linear_requant_request, matmul_int, matmul_int_request
+from .binary import (
+    linear_binary,
+    linear_binary_request,
+    matmul_binary,
+    matmul_binary_request,
+    pack_signs,
+    pack_signs_request,
+)
+from .conv import (
+    check_conv_quant,
+    conv2d,
+    conv2d_int,
+    conv2d_int_request,
+    conv2d_requant,
+    conv2d_requant_request,
+    conv2d_request,
+)
+from .integer import (
+    linear_requant,
+    linear_requant_request,
+    matmul_int,
+    matmul_int_request,
+)
 from .integer_elementwise import (
     add_requant,
     add_requant_request,
@@ -23,8 +45,16 @@ from .integer_elementwise import (
     softmax_int,
     softmax_int_request,
 )
-from .linear import linear, linear_request
-from .quantize import quantize_activations, quantize_activations_request, requantize, requantize_request
+from .linear import (
+    linear,
+    linear_request,
+)
+from .quantize import (
+    quantize_activations,
+    quantize_activations_request,
+    requantize,
+    requantize_request,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -32,24 +62,37 @@ __all__ = [
     "add_requant_request",
     "avg_pool2d_int",
     "avg_pool2d_int_request",
+    "check_conv_quant",
     "concat_requant",
     "concat_requant_request",
+    "conv2d",
+    "conv2d_int",
+    "conv2d_int_request",
+    "conv2d_requant",
+    "conv2d_requant_request",
+    "conv2d_request",
     "gelu_int",
     "gelu_int_request",
     "global_avg_pool2d_int",
     "layer_norm_int",
     "layer_norm_int_request",
     "linear",
+    "linear_binary",
+    "linear_binary_request",
     "linear_requant",
     "linear_requant_request",
     "linear_request",
     "lookup_int8",
     "lookup_int8_request",
     "lookup_table",
+    "matmul_binary",
+    "matmul_binary_request",
     "matmul_int",
     "matmul_int_request",
     "max_pool2d_int",
     "max_pool2d_int_request",
+    "pack_signs",
+    "pack_signs_request",
     "quantize_activations",
     "quantize_activations_request",
     "requantize",

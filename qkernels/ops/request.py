@@ -7,8 +7,8 @@ import numpy as np
 
 from .._arrays import as_kind, is_torch
 from ..cpu import ACTIVATIONS, dtype_name
-from ..errors import ArgumentError, DTypeError
-from ..formats import IntWeight
+from ..errors import ArgumentError, DTypeError, UnsupportedError
+from ..formats import WeightFormat
 from ..quant import Requant
 
 INT32_MAX = 2**31 - 1
@@ -80,10 +80,12 @@ def check_array(op, name, x, dtypes):
 
 
 def check_weight(op, x, w):
-    if not isinstance(w, IntWeight):
+    if not isinstance(w, WeightFormat):
         raise DTypeError(
             f"{op}: w is a {type(w).__name__}; accepted: a weight format such as qkernels.IntWeight."
         )
+    if len(w.shape) != 2:
+        raise ArgumentError(f"{op}: w has shape {w.shape}, a convolution's; accepted: (N, K). Use conv2d.")
     if x.shape[-1] != w.shape[1]:
         raise ArgumentError(
             f"{op}: x has shape {tuple(x.shape)}, w has shape {w.shape} (N, K); the last dimension of x must be "
@@ -128,12 +130,13 @@ def name_of_dtype(op, dtype, default, accepted):
 
 def check_accumulator(op, w, lo, hi, zero_point, bias=None):
     """Refuse what could leave int32: K * max|x - x_zero_point| * max|w - w_zero_point| + max|bias|."""
-    largest = w.shape[1] * max(abs(lo - zero_point), abs(hi - zero_point)) * w.code_extreme
+    terms = w.group_size if w.is_grouped else w.shape[1]
+    largest = terms * max(abs(lo - zero_point), abs(hi - zero_point)) * w.code_extreme
     if bias is not None and len(bias):
         largest += int(abs(np.asarray(bias, np.int64)).max())
     if largest > INT32_MAX:
         raise ArgumentError(
-            f"{op}: K = {w.shape[1]} with x_zero_point = {zero_point} could reach an accumulator of {largest}; int32 "
+            f"{op}: K = {terms} with x_zero_point = {zero_point} could reach an accumulator of {largest}; int32 "
             f"holds {INT32_MAX}. Split the layer along K, or use a smaller zero point."
         )
 
@@ -141,6 +144,11 @@ def check_accumulator(op, w, lo, hi, zero_point, bias=None):
 def integer_input(op, xq, w, x_zero_point, bias=None):
     check_array(op, "xq", xq, ("int8", "uint8"))
     check_weight(op, xq, w)
+    if w.is_grouped:
+        raise UnsupportedError(
+            f"{op}: w has group_size={w.group_size}, whose scales belong between the sums; accepted: one scale per "
+            "channel or tensor. Use linear."
+        )
     lo, hi = (-128, 127) if dtype_name(xq) == "int8" else (0, 255)
     try:
         zero_point = operator.index(None if isinstance(x_zero_point, bool) else x_zero_point)

@@ -19,21 +19,54 @@ using i64v = __m512i;
 inline __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
 
 // ---- int8 products: lanes are output channels -------------------------------------------------------------------
-inline constexpr int ACC_N = 16;  // output channels of one accumulator register
-inline constexpr int NV = 4;      // accumulators of a row: a whole 64-wide panel
-inline constexpr int MR = 6;      // 6 x 4 accumulators + 4 weights + 1 activation = 29 of 32 registers
+inline constexpr int ACC_N = 16;     // output channels of one accumulator register
+inline constexpr int NV = 4;         // accumulators of a row: a whole 64-wide panel
+inline constexpr int MR_PACKED = 4;  // rows that leave room for a decoder: 16 + 4 + 4 offsets and constants
+inline constexpr int MR = 6;         // 6 x 4 accumulators + 4 weights + 1 activation = 29 of 32 registers
 using acc_t = __m512i;
 using wvec = __m512i;
 using xvec = __m512i;
+using bvec = __m512i;  // the bytes of a k step of ACC_N channels
 
-inline wvec load_w(const int8_t* p) { return _mm512_loadu_si512(p); }
+inline bvec zero_bytes() { return _mm512_setzero_si512(); }
+inline bvec load_b(const uint8_t* p) { return _mm512_loadu_si512(p); }
+inline void store_b(int8_t* p, bvec b) { _mm512_storeu_si512(p, b); }
+inline bvec field(bvec b, int shift, uint8_t mask) {
+    const bvec low = shift ? _mm512_srlv_epi16(b, _mm512_set1_epi16(static_cast<int16_t>(shift))) : b;
+    return _mm512_and_si512(low, _mm512_set1_epi8(static_cast<char>(mask)));
+}
+inline bvec shift_left(bvec b, int shift) {  // of small fields: nothing reaches the next byte
+    return _mm512_sllv_epi16(b, _mm512_set1_epi16(static_cast<int16_t>(shift)));
+}
+inline bvec or_b(bvec a, bvec b) { return _mm512_or_si512(a, b); }
+inline bvec sub_b(bvec a, bvec b) { return _mm512_sub_epi8(a, b); }
+inline bvec bit_plane(const uint8_t* plane, int channel, uint8_t value) {  // value where a bit is 1, else 0
+    uint64_t bits;
+    __builtin_memcpy(&bits, plane + channel / 2, 8);
+    return _mm512_maskz_mov_epi8(_cvtu64_mask64(bits), _mm512_set1_epi8(static_cast<char>(value)));
+}
+inline bvec repeat4(const uint8_t* p) {  // byte of each channel, for its four k
+    const __m128i all = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    const __m512i pick =
+        _mm512_set_epi64(0x0f0f0f0f0e0e0e0e, 0x0d0d0d0d0c0c0c0c, 0x0b0b0b0b0a0a0a0a, 0x0909090908080808,
+                         0x0707070706060606, 0x0505050504040404, 0x0303030302020202, 0x0101010100000000);
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(all), pick);
+}
+inline wvec operand(bvec b) { return b; }
 inline xvec load_x(const uint8_t* p) {
     int32_t four;
     __builtin_memcpy(&four, p, 4);
     return _mm512_set1_epi32(four);
 }
 inline acc_t dot4(acc_t acc, xvec x, wvec w) { return _mm512_dpbusd_epi32(acc, x, w); }
+inline xvec set_x(uint8_t x) { return _mm512_set1_epi8(static_cast<char>(x)); }
+inline acc_t acc_zero() { return _mm512_setzero_si512(); }
 inline acc_t acc_load(const int32_t* p) { return _mm512_loadu_si512(p); }
+inline __m512i acc_lanes(acc_t acc) { return acc; }
+inline acc_t own_register(acc_t acc) {  // equal starts look like one value to gcc, which then spills the copies
+    __asm__("" : "+v"(acc));
+    return acc;
+}
 inline void acc_store(int32_t* p, acc_t acc) { _mm512_storeu_si512(p, acc); }
 
 // ---- float32 -----------------------------------------------------------------------------------------------------
@@ -41,6 +74,7 @@ inline f32v set1(float x) { return _mm512_set1_ps(x); }
 inline f32v add(f32v a, f32v b) { return _mm512_add_ps(a, b); }
 inline f32v sub(f32v a, f32v b) { return _mm512_sub_ps(a, b); }
 inline f32v mul(f32v a, f32v b) { return _mm512_mul_ps(a, b); }
+inline f32v fma(f32v a, f32v b, f32v c) { return _mm512_fmadd_ps(a, b, c); }
 // 1 / a within 2^-23 or so, for a >= 1: an estimate and one Newton step; a division takes sixteen cycles
 inline f32v reciprocal(f32v a) {
     const f32v r = _mm512_rcp14_ps(a);
@@ -96,6 +130,7 @@ inline void store(int32_t* p, i32v v, int n) { _mm512_mask_storeu_epi32(p, first
 inline i32v addi(i32v a, i32v b) { return _mm512_add_epi32(a, b); }
 inline i32v subi(i32v a, i32v b) { return _mm512_sub_epi32(a, b); }
 inline i32v muli(i32v a, i32v b) { return _mm512_mullo_epi32(a, b); }
+inline i32v xori(i32v a, i32v b) { return _mm512_xor_si512(a, b); }
 inline i32v maxu(i32v a, i32v b) { return _mm512_max_epu32(a, b); }
 inline i32v abs_bits(f32v a) { return _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7fffffff)); }
 inline uint32_t reduce_maxu(i32v a) { return _mm512_reduce_max_epu32(a); }
@@ -109,11 +144,15 @@ inline void store_bytes(uint8_t* p, i32v v) {
 inline void store_bytes(uint8_t* p, i32v v, int n) { _mm512_mask_cvtepi32_storeu_epi8(p, first(n), v); }
 // 4 * LANES integers + zero, saturated to int8 or uint8, each byte xor flip. Every step saturates, so the result is
 // right for any integers, and three packs and a permute replace four vpmovdb.
-inline void store_codes4(uint8_t* p, i32v a, i32v b, i32v c, i32v d, int16_t zero, bool is_signed, uint8_t flip) {
+inline void store_codes4(uint8_t* p, i32v a, i32v b, i32v c, i32v d, int16_t zero, bool is_signed, int16_t lo,
+                         int16_t hi, uint8_t flip) {
     const __m512i z = _mm512_set1_epi16(zero);
     const __m512i ab = _mm512_adds_epi16(_mm512_packs_epi32(a, b), z);
     const __m512i cd = _mm512_adds_epi16(_mm512_packs_epi32(c, d), z);
     __m512i codes = is_signed ? _mm512_packs_epi16(ab, cd) : _mm512_packus_epi16(ab, cd);
+    const __m512i least = _mm512_set1_epi8(static_cast<char>(lo)), most = _mm512_set1_epi8(static_cast<char>(hi));
+    codes = is_signed ? _mm512_min_epi8(_mm512_max_epi8(codes, least), most)
+                      : _mm512_min_epu8(_mm512_max_epu8(codes, least), most);
     codes = _mm512_xor_si512(codes, _mm512_set1_epi8(static_cast<char>(flip)));
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, codes));
@@ -149,6 +188,73 @@ inline i32v sum_bytes(i32v acc, __m512i v) { return _mm512_dpbusd_epi32(acc, v, 
 
 // Assembly: gcc takes a function that only prefetches for one without effect and drops the call.
 inline void prefetch(const char* p) { __asm__ volatile("prefetcht1 %0" : : "m"(*p)); }
+
+// ---- convolutions: transposes of square blocks --------------------------------------------------------------------
+constexpr int transpose_block(size_t bytes) { return static_cast<int>(16 / bytes); }
+inline void transpose_square(const uint8_t* src, int64_t ld_src, uint8_t* dst, int64_t ld_dst) {
+    __m128i a[16], b[16];
+    for (int i = 0; i < 16; ++i) a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(src + i * ld_src));
+    for (int round = 0; round < 2; ++round) {  // four perfect shuffles of the list of rows are a transpose
+        for (int i = 0; i < 8; ++i) {
+            b[2 * i] = _mm_unpacklo_epi8(a[i], a[i + 8]);
+            b[2 * i + 1] = _mm_unpackhi_epi8(a[i], a[i + 8]);
+        }
+        for (int i = 0; i < 8; ++i) {
+            a[2 * i] = _mm_unpacklo_epi8(b[i], b[i + 8]);
+            a[2 * i + 1] = _mm_unpackhi_epi8(b[i], b[i + 8]);
+        }
+    }
+    for (int i = 0; i < 16; ++i) _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + i * ld_dst), a[i]);
+}
+inline void transpose_square(const uint16_t* src, int64_t ld_src, uint16_t* dst, int64_t ld_dst) {
+    __m128i a[8], b[8];
+    for (int i = 0; i < 8; ++i) a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(src + i * ld_src));
+    for (int i = 0; i < 4; ++i) {
+        b[2 * i] = _mm_unpacklo_epi16(a[i], a[i + 4]);
+        b[2 * i + 1] = _mm_unpackhi_epi16(a[i], a[i + 4]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        a[2 * i] = _mm_unpacklo_epi16(b[i], b[i + 4]);
+        a[2 * i + 1] = _mm_unpackhi_epi16(b[i], b[i + 4]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        b[2 * i] = _mm_unpacklo_epi16(a[i], a[i + 4]);
+        b[2 * i + 1] = _mm_unpackhi_epi16(a[i], a[i + 4]);
+    }
+    for (int i = 0; i < 8; ++i) _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + i * ld_dst), b[i]);
+}
+inline void transpose_square(const uint32_t* src, int64_t ld_src, uint32_t* dst, int64_t ld_dst) {
+    __m128i a[4], b[4];
+    for (int i = 0; i < 4; ++i) a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(src + i * ld_src));
+    for (int i = 0; i < 2; ++i) {
+        b[2 * i] = _mm_unpacklo_epi32(a[i], a[i + 2]);
+        b[2 * i + 1] = _mm_unpackhi_epi32(a[i], a[i + 2]);
+    }
+    for (int i = 0; i < 2; ++i) {
+        a[2 * i] = _mm_unpacklo_epi32(b[i], b[i + 2]);
+        a[2 * i + 1] = _mm_unpackhi_epi32(b[i], b[i + 2]);
+    }
+    for (int i = 0; i < 4; ++i) _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + i * ld_dst), a[i]);
+}
+
+// ---- depthwise: four values of each of 64 channels side by side ---------------------------------------------------
+inline xvec load_quads(const uint8_t* p) { return _mm512_loadu_si512(p); }
+// Unpacking works within 128-bit lanes, so pixels keep channel group 4 * l + j (of four channels) in lane j, place l.
+inline void arrange64(const uint8_t* x, uint8_t flip, uint8_t* out) {
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i v = _mm512_xor_si512(_mm512_loadu_si512(x), _mm512_set1_epi8(static_cast<char>(flip)));
+    _mm512_storeu_si512(out, _mm512_permutexvar_epi32(order, v));
+}
+inline void interleave64(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d, uint8_t* out) {
+    const __m512i va = _mm512_loadu_si512(a), vb = _mm512_loadu_si512(b);
+    const __m512i vc = _mm512_loadu_si512(c), vd = _mm512_loadu_si512(d);
+    const __m512i ab0 = _mm512_unpacklo_epi8(va, vb), ab1 = _mm512_unpackhi_epi8(va, vb);
+    const __m512i cd0 = _mm512_unpacklo_epi8(vc, vd), cd1 = _mm512_unpackhi_epi8(vc, vd);
+    _mm512_storeu_si512(out, _mm512_unpacklo_epi16(ab0, cd0));
+    _mm512_storeu_si512(out + 64, _mm512_unpackhi_epi16(ab0, cd0));
+    _mm512_storeu_si512(out + 128, _mm512_unpacklo_epi16(ab1, cd1));
+    _mm512_storeu_si512(out + 192, _mm512_unpackhi_epi16(ab1, cd1));
+}
 
 }  // namespace simd
 }  // namespace

@@ -23,18 +23,49 @@ struct i64v {
 // ---- int8 products -------------------------------------------------------------------------------------------------
 inline constexpr int ACC_N = 1;
 inline constexpr int NV = 8;
-inline constexpr int MR = 1;
+inline constexpr int MR = 1, MR_PACKED = 1;
 using acc_t = int32_t;
-using wvec = const int8_t*;
-using xvec = const uint8_t*;
+struct bvec {  // the bytes of a k step of one channel
+    uint8_t v[4];
+};
+using wvec = bvec;
+using xvec = bvec;
 
-inline wvec load_w(const int8_t* p) { return p; }
-inline xvec load_x(const uint8_t* p) { return p; }
+inline bvec zero_bytes() { return {}; }
+inline bvec load_b(const uint8_t* p) { return {p[0], p[1], p[2], p[3]}; }
+inline void store_b(int8_t* p, bvec b) { std::memcpy(p, b.v, 4); }
+template <class F>
+inline bvec each_byte(F f) {
+    return {static_cast<uint8_t>(f(0)), static_cast<uint8_t>(f(1)), static_cast<uint8_t>(f(2)),
+            static_cast<uint8_t>(f(3))};
+}
+inline bvec field(bvec b, int shift, uint8_t mask) {
+    return each_byte([&](int i) { return b.v[i] >> shift & mask; });
+}
+inline bvec shift_left(bvec b, int shift) {
+    return each_byte([&](int i) { return b.v[i] << shift; });
+}
+inline bvec or_b(bvec a, bvec b) {
+    return each_byte([&](int i) { return a.v[i] | b.v[i]; });
+}
+inline bvec sub_b(bvec a, bvec b) {
+    return each_byte([&](int i) { return a.v[i] - b.v[i]; });
+}
+inline bvec bit_plane(const uint8_t* plane, int channel, uint8_t value) {  // value where a bit is 1, else 0
+    return each_byte([&](int i) { return plane[channel / 2] >> (channel % 2 * 4 + i) & 1 ? value : 0; });
+}
+inline bvec repeat4(const uint8_t* p) { return {*p, *p, *p, *p}; }
+inline wvec operand(bvec b) { return b; }
+inline xvec load_x(const uint8_t* p) { return load_b(p); }
+inline xvec set_x(uint8_t x) { return {x, x, x, x}; }
 inline acc_t dot4(acc_t acc, xvec x, wvec w) {  // unsigned: the offset form may wrap modulo 2^32
     uint32_t sum = static_cast<uint32_t>(acc);
-    for (int i = 0; i < 4; ++i) sum += static_cast<uint32_t>(int32_t{x[i]} * int32_t{w[i]});
+    for (int i = 0; i < 4; ++i) sum += static_cast<uint32_t>(int32_t{x.v[i]} * int32_t{static_cast<int8_t>(w.v[i])});
     return static_cast<int32_t>(sum);
 }
+inline acc_t acc_zero() { return 0; }
+inline acc_t own_register(acc_t acc) { return acc; }
+inline int32_t acc_lanes(acc_t acc) { return acc; }
 inline acc_t acc_load(const int32_t* p) { return *p; }
 inline void acc_store(int32_t* p, acc_t acc) { *p = acc; }
 
@@ -53,6 +84,7 @@ inline f32v set1(float x) { return x; }
 inline f32v add(f32v a, f32v b) { return a + b; }
 inline f32v sub(f32v a, f32v b) { return a - b; }
 inline f32v mul(f32v a, f32v b) { return a * b; }
+inline f32v fma(f32v a, f32v b, f32v c) { return std::fma(a, b, c); }
 inline f32v reciprocal(f32v a) { return 1.0f / a; }
 inline f32v min(f32v a, f32v b) { return a < b ? a : b; }
 inline f32v max(f32v a, f32v b) { return a > b ? a : b; }
@@ -119,8 +151,9 @@ inline i32v to_int(f32v a) {  // what is below int32 becomes its minimum, as the
 }
 inline void store_bytes(uint8_t* p, i32v v) { *p = static_cast<uint8_t>(v); }
 inline void store_bytes(uint8_t* p, i32v v, int) { *p = static_cast<uint8_t>(v); }
-inline void store_codes4(uint8_t* p, i32v a, i32v b, i32v c, i32v d, int16_t zero, bool is_signed, uint8_t flip) {
-    const int32_t lo = is_signed ? -128 : 0, hi = is_signed ? 127 : 255, in[4] = {a, b, c, d};
+inline void store_codes4(uint8_t* p, i32v a, i32v b, i32v c, i32v d, int16_t zero, bool, int16_t lo, int16_t hi,
+                         uint8_t flip) {
+    const int32_t in[4] = {a, b, c, d};
     for (int i = 0; i < 4; ++i) {
         const int64_t v = int64_t{in[i]} + zero;
         p[i] = static_cast<uint8_t>(v < lo ? lo : v > hi ? hi : v) ^ flip;
@@ -135,7 +168,59 @@ inline uint8_t set_bytes(uint8_t x) { return x; }
 inline uint8_t xor_bytes(uint8_t a, uint8_t b) { return a ^ b; }
 inline i32v sum_bytes(i32v acc, uint8_t v) { return acc + v; }
 
+// ---- words of bits, for the binary core
+// ------------------------------------------------------------------------------
+inline constexpr int WORDS = 1;  // 64-bit lanes
+using wordv = uint64_t;
+inline wordv zero_words() { return 0; }
+inline wordv load_words(const uint64_t* p) { return *p; }
+inline wordv broadcast_word(const uint64_t* p) { return *p; }
+inline wordv add_words(wordv a, wordv b) { return a + b; }
+inline wordv sub_words(wordv a, wordv b) { return a - b; }
+inline wordv and_words(wordv a, wordv b) { return a & b; }
+inline wordv and_not(wordv a, wordv b) { return a & ~b; }
+inline wordv xor3(wordv a, wordv b, wordv c) { return a ^ b ^ c; }
+inline wordv xor_and(wordv a, wordv b, wordv mask) { return (a ^ b) & mask; }
+inline wordv carry(wordv o0, wordv o1, wordv o2) { return (o0 & ~o1) | (o1 & ~o2); }  // o1 ? ~o2 : o0
+inline wordv count_bits(wordv v) {
+    v -= v >> 1 & 0x5555555555555555u;
+    v = (v & 0x3333333333333333u) + (v >> 2 & 0x3333333333333333u);
+    v = (v + (v >> 4)) & 0x0f0f0f0f0f0f0f0fu;
+    return v * 0x0101010101010101u >> 56;
+}
+template <int FACTOR>  // p[even] = start - FACTOR * even, p[odd] likewise; start: one number, or one a channel
+inline void store_counts(int32_t* p, wordv even, wordv odd, int32_t start) {
+    p[0] = static_cast<int32_t>(start - FACTOR * static_cast<int64_t>(even));
+    p[1] = static_cast<int32_t>(start - FACTOR * static_cast<int64_t>(odd));
+}
+template <int FACTOR>
+inline void store_counts(int32_t* p, wordv even, wordv odd, const int32_t* start) {
+    p[0] = static_cast<int32_t>(start[0] - FACTOR * static_cast<int64_t>(even));
+    p[1] = static_cast<int32_t>(start[1] - FACTOR * static_cast<int64_t>(odd));
+}
+inline uint32_t not_negative(f32v a) { return a >= 0.0f; }   // bit i: lane i >= 0; false for NaN
+inline uint32_t not_less(i32v a, i32v b) { return a >= b; }  // bit i: a[i] >= b[i]
+inline i32v xori(i32v a, i32v b) { return a ^ b; }
+inline f32v select_greater(f32v a, f32v b, f32v if_greater, f32v otherwise) { return a > b ? if_greater : otherwise; }
+
 inline void prefetch(const char*) {}
+
+// ---- convolutions ---------------------------------------------------------------------------------------------------
+constexpr int transpose_block(size_t) { return 1; }
+template <class T>
+inline void transpose_square(const T*, int64_t, T*, int64_t) {}
+inline xvec load_quads(const uint8_t* p) { return load_x(p); }
+inline void arrange64(const uint8_t* x, uint8_t flip, uint8_t* out) {
+    for (int i = 0; i < 64; ++i) out[i] = x[i] ^ flip;
+}
+inline void interleave64(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d, uint8_t* out) {
+    for (int i = 0; i < 64; ++i) {
+        out[4 * i] = a[i];
+        out[4 * i + 1] = b[i];
+        out[4 * i + 2] = c[i];
+        out[4 * i + 3] = d[i];
+    }
+}
 
 }  // namespace simd
 }  // namespace
