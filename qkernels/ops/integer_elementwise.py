@@ -122,7 +122,7 @@ def concat_requant(
     """
     key = None
     if type(xs) in (list, tuple) and xs and plans.readable(*xs):
-        shapes = [v for x in xs for v in (x.dtype, *x.shape)]
+        shapes = [v for x in xs for v in (x.dtype, x.shape)]
         if type(scales) in (list, tuple) and type(zero_points) in (list, tuple):
             key = plans.key_of(
                 *("concat_requant", len(xs), len(scales), len(zero_points), *shapes, *scales, *zero_points),
@@ -429,7 +429,7 @@ def pool_plan(op, q, kernel_size, stride, padding, *rest):
     geometry = []
     for v in (kernel_size, stride, padding):
         geometry += (len(v), *v) if type(v) is tuple else (v,)
-    key = plans.key_of(op, q.dtype, *q.shape, *geometry, *rest)
+    key = plans.key_of(op, q.dtype, q.shape, *geometry, *rest)
     plan = plans.find(key)
     if plan is not None and not q.is_contiguous(memory_format=sys.modules["torch"].channels_last):
         plan = None
@@ -582,8 +582,7 @@ def global_avg_pool2d_int(
 
     One window of ``avg_pool2d_int``, with its arguments.
     """
-    check_array("avg_pool2d_int", "q", q, BYTES)
-    size = tuple(q.shape[2:]) if q.ndim == 4 else 1
+    size = tuple(q.shape[2:]) if getattr(q, "ndim", 0) == 4 and all(q.shape[2:]) else 1  # else refused below
     return avg_pool2d_int(
         *(q, size, None, 0, False, True, zero_point, scale, output_scale, output_zero_point, backend)
     )
