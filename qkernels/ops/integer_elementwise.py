@@ -323,8 +323,9 @@ def softmax_int(q, scale, axis=-1, out_dtype=None, backend=None):
     (-ln 2, 0], shifted right for each halving. Exact against ``reference.softmax_int``.
 
     Results are codes of scale 1/256 and zero point 0 (uint8) or -128 (int8); 1.0 saturates at 255/256. Within
-    1.1 + n * 2**-15 code steps, that is 0.0043 + n * 2**-23, of the real softmax of n values: 1/2 from rounding, 0.4
-    from the polynomial (3.1e-3 relative), the rest from integers of 24 bits and a reciprocal of 16; one more step at 1.
+    0.9 + n * 2**-15 code steps, that is 0.0035 + n * 2**-23, of the real softmax of n values: 1/2 from rounding, 0.36
+    from the polynomial (between -3.1e-3 and 2.5e-3 of a value; p (1 - p) <= 1/4 of that difference remains), the rest
+    from integers of 24 bits and a reciprocal of 16; one more step at 1.
 
     Args:
         q: int8, uint8 or int32; a zero point does not matter. scale: the real value of one step.
