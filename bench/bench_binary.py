@@ -182,7 +182,7 @@ def _pack_signs(row):
         0 if quant else 2,
         1.0,
     )
-    call = partial(qk._native.pack_signs, *args, bits.ctypes.data, scales.ctypes.data, row.threads)
+    call = partial(qk._native.pack_signs, *args, bits.ctypes.data, bits.shape[1], scales.ctypes.data, row.threads)
     return Case([call], nbytes, lambda: difference(bits, expected), (x, bits, scales))
 
 

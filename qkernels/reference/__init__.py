@@ -6,6 +6,7 @@ from .activation import (
 )
 from .binary import (
     binary_matmul,
+    conv2d_signs,
     dprelu,
     pack_signs,
     scaled,
@@ -52,6 +53,7 @@ __all__ = [
     "conv2d_float",
     "conv2d_int",
     "conv2d_requant",
+    "conv2d_signs",
     "dprelu",
     "exp_int",
     "gelu_int",
