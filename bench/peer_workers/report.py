@@ -130,8 +130,9 @@ def all_lines(table: Table, where: list[str], group: list[dict]) -> None:
 def markdown(rows: list[dict], problem: str, everything: bool = False) -> None:
     """Prints Markdown tables, a line a cell: our best row and the best peer on each number of threads.
 
-    Microseconds are of the fastest tenth, the best have the least; the ratio best peer / ours of those, in parentheses the median of
-    the ratios within a round; bold where qkernels is slower by more than 1.5 %.  ``everything``: all peers.
+    Microseconds are of the fastest tenth, and the best is who has the least; the ratio is best peer / ours of
+    those, in parentheses the median of the ratios within a round; bold where qkernels is slower by more than
+    1.5 %.  ``everything``: all peers.
     """
     groups, named = by_cell(rows, problem), PROBLEMS[problem].columns_of
     threads = sorted({r["threads"] for r in rows})
