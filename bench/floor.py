@@ -13,7 +13,11 @@ PEAKS = {
     "avx512vnni": "int8 avx512vnni",
     "avx2": "int8 avx2",
 }  # other kernels: the best that this machine has
-PEAK_SHARE, GIGA = 0.97, 1e9  # asked of a warm product of a billion multiply-accumulates and more
+PEAK_SHARE, BINARY_PEAK_SHARE, GIGA = (
+    0.97,
+    0.8,
+    1e9,
+)  # asked of a warm product of a billion multiply-accumulates and more
 BANDWIDTH_SHARE, SLACK_US = 0.95, 3.0  # asked of one cold row of x
 
 
@@ -21,7 +25,9 @@ def peak_sampler(row):
     """A function that measures the peak of the row's instruction in 1 ms; None for elementwise rows."""
     have = _native.peak_names()
     name = PEAKS.get(row.kernel.isa)
-    if name not in have:
+    if row.kernel.core == "binary":
+        name = "binary avx512" if "binary avx512" in have else None
+    elif name not in have:
         name = next((n for n in have if n.startswith("int8")), None)
     return partial(roofline.peak, name, row.threads, 1.0) if name and row.macs else None
 
@@ -57,6 +63,8 @@ def compare(row, timing, nbytes):
         target = bool(timing.us <= moving / BANDWIDTH_SHARE + SLACK_US)
     elif row.mode == "warm" and row.macs >= GIGA and row.kernel.op == "matmul_int":
         target = percent >= 100 * PEAK_SHARE
+    elif row.mode == "warm" and row.kernel.op == "matmul_binary" and row.M >= 128 and row.K >= 1024:
+        target = percent >= 100 * BINARY_PEAK_SHARE
     return {
         "us": timing.us,
         "p10": timing.p10,

@@ -1,18 +1,21 @@
 #!/usr/bin/env python
-"""Times qkernels against the int8 linear layers of other libraries, in one interleaved run.
+"""Times qkernels against other libraries, in one interleaved run.
 
-    python bench/peers.py                          # the whole grid, one thread and then two
+    python bench/peers.py                          # int8 linear, the whole grid, one thread and then two
     python bench/peers.py --threads 1 --shapes 384x1536 --m 1 128 --only litert qkernels
-    python bench/peers.py --quick                  # two shapes, few rounds
+    python bench/peers.py --problem w4a8 --groups 0 64 --m 1 --mode cold     # 4-bit weights; 0: per channel
+    python bench/peers.py --problem binary         # products of packed signs
+    python bench/peers.py --problem conv --nets mobilenetv2 --batch 1 8
+    python bench/peers.py --quick                  # a small part of the problem's grid, few rounds
  Each library runs in a process of its own, so that thread pools do not meet; ``--python
 litert=/other/venv/bin/python`` lets one live in another environment, and a library that is not installed is
-named and left out.  In every cell (M, K, N, warm or cold, threads) all libraries build their case and check
+named and left out.  In every cell (shape, warm or cold, threads) all libraries build their case and check
 it against NumPy, and then take turns, one short sample each, round after round; who is not sampled sleeps
 on a pipe.  Ratios are taken within a round, so a clock that moves between rounds moves both sides.
  warm: one weight, called again and again.  cold: before each sample more than the last-level cache is read,
 and the sample uses every copy of the weight once.
- Shapes are K x N: a layer of K inputs and N outputs on M rows.  bench/peers-requirements.txt installs the
-peers.
+ Shapes are K x N: a layer of K inputs and N outputs on M rows; convolutions go by network.
+bench/peers-requirements.txt installs the peers.
 """
 
 from __future__ import annotations
@@ -34,24 +37,43 @@ from pathlib import Path
 
 import numpy as np
 from peer_workers import CATEGORIES, FAMILIES, OURS
-from peer_workers.report import cpu_model, tables
+from peer_workers.problems import LAYERS, PROBLEMS
+from peer_workers.report import cpu_model, markdown, tables
 from rich.console import Console
 from rich.progress import Progress
 
 HERE = Path(__file__).resolve().parent
 
-SHAPES = [(384, 384), (384, 1536), (1536, 384), (768, 3072), (4096, 4096), (4096, 11008)]
-MS = [1, 16, 128, 512]
-COLD_MAX_M = 16
-COPY_BYTES, MAX_COPIES = 128 << 20, 192  # weight copies of a cold case
-FLOATS = ("float32", "bfloat16")  # in the table for scale: warm only, two rounds
+COPY_BYTES, MAX_COPIES = 64 << 20, 192  # weight copies of a cold case
+REFERENCE_ROUNDS = 2  # of a category that is there for scale; warm only
 console = Console(stderr=True)
+
+
+class Turn:
+    """A lock file that benchmarks of one machine take in turns: held for some cells, then offered."""
+
+    HOLD_SECONDS = 40
+
+    def __init__(self, path: str | None):
+        self.file = open(path, "a") if path else None  # noqa: SIM115
+        self.since: float | None = None
+
+    def take(self) -> None:
+        if self.file and self.since is None:
+            fcntl.flock(self.file, fcntl.LOCK_EX)
+            self.since = time.monotonic()
+
+    def offer(self, at_once: bool = False) -> None:
+        if self.since is not None and (at_once or time.monotonic() - self.since > self.HOLD_SECONDS):
+            fcntl.flock(self.file, fcntl.LOCK_UN)
+            self.since = None
+            time.sleep(0.2)
 
 
 class Peer:
     """A worker process and the variants it offers."""
 
-    def __init__(self, family: str, python: str, threads: int, cpus: list[int], log_dir: str):
+    def __init__(self, family: str, args, threads: int, cpus: list[int], log_dir: str):
         env = {**os.environ, **FAMILIES[family].env, "PYTHONPATH": python_path()}
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             env[name] = str(threads)
@@ -59,7 +81,8 @@ class Peer:
         env |= {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
         env |= {"TF_CPP_MIN_LOG_LEVEL": "3", "GLOG_minloglevel": "3"}
         self.family, self.log = family, Path(log_dir) / f"{family}-{threads}.log"
-        command = [python, "-m", "peer_workers", family, str(threads), ",".join(map(str, cpus))]
+        python = args.python.get(family, sys.executable)
+        command = [python, "-m", "peer_workers", family, str(threads), ",".join(map(str, cpus)), args.problem]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 command,
@@ -114,13 +137,15 @@ def python_path() -> str:
     return os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-def start(args, threads: int, cpus: list[int], log_dir: str, notes: list[str]) -> list[Peer]:
+def start(args, threads: int, cpus: list[int], log_dir: str, notes: list[str], turn: Turn) -> list[Peer]:
     peers = []
-    for family in FAMILIES:
-        if args.only and family not in args.only:
+    for family, about in FAMILIES.items():
+        if (args.only and family not in args.only) or args.problem not in about.problems:
             continue
+        turn.take()
         console.print(f"starting {family} on {threads} thread(s) ...", style="dim")
-        peer = Peer(family, args.python.get(family, sys.executable), threads, cpus, log_dir)
+        peer = Peer(family, args, threads, cpus, log_dir)
+        turn.offer()
         if peer.hello["ok"]:
             notes += [n for n in peer.hello["notes"] if n not in notes]
             peers.append(peer)
@@ -136,28 +161,33 @@ def start(args, threads: int, cpus: list[int], log_dir: str, notes: list[str]) -
 
 
 def measure_cell(
-    peers: list[Peer], cell: dict, args, sweep_bytes: int, clock, notes: list[str]
+    peers: list[Peer], cell: dict, args, sweep_bytes: int, clock, notes: list[str], turn: Turn
 ) -> list[dict]:
     """Builds a cell in every worker, times it round by round, and returns one row a variant."""
-    shape = {k: cell[k] for k in "MKN"}
-    cold = cell["mode"] == "cold"
+    shape, cold = cell["shape"], cell["mode"] == "cold"
+    problem = PROBLEMS[args.problem](**shape)
+    what = f"{cell['mode']} {shape} {cell['threads']}t"
     runs = []
     for peer in peers:
         for v in peer.hello["variants"]:
-            if v["category"] not in (args.categories or CATEGORIES) or (cold and v["category"] in FLOATS):
+            about = CATEGORIES[v["category"]]
+            if v["category"] not in (args.categories or CATEGORIES) or (cold and about.reference):
                 continue
-            weight = cell["K"] * cell["N"] * v["weight_bytes"]
-            copies = max(3, min(MAX_COPIES, -(-COPY_BYTES // weight))) if cold else 1
+            turn.take()
+            weight = problem.weights * v["weight_bytes"]
+            copies = max(3, min(MAX_COPIES, int(-(-COPY_BYTES // weight)))) if cold else 1
             got = peer.ask(
-                "build", name=v["name"], **shape, copies=copies, sweep_bytes=sweep_bytes if cold else 0
+                "build", name=v["name"], shape=shape, copies=copies, sweep_bytes=sweep_bytes if cold else 0
             )
+            turn.offer()
             if got["ok"]:
-                runs.append({"peer": peer, "v": v, "built": got, "rounds": [], "ghz": []})
-                continue
-            notes.append(f"{v['name']} {cell['mode']} {shape} {cell['threads']}t: not timed: {got['why']}")
+                runs.append({"peer": peer, "v": v, "built": got, "rounds": [], "ghz": [], "about": about})
+            else:
+                notes.append(f"{v['name']} {what}: not timed: {got['why']}")
     for number in range(args.rounds):
+        turn.take()
         for run in runs:
-            enough = run["v"]["category"] in FLOATS and number >= 2
+            enough = run["about"].reference and number >= REFERENCE_ROUNDS
             if enough or run.get("dropped") or run["peer"].process.poll() is not None:
                 continue
             run["ghz"].append(clock())
@@ -166,44 +196,49 @@ def measure_cell(
             if got["ok"]:
                 run["rounds"].append(got["us"])
             else:
-                notes.append(f"{name} {cell['mode']} {shape}: failed while timed: {got['why']}")
+                notes.append(f"{name} {what}: failed while timed: {got['why']}")
                 run["dropped"] = True
             run["peer"].settle()
-        if number == 0:
+        turn.offer()
+        if number == 1:
             drop_slow(runs, args.prune)
     for peer in peers:
         if peer.process.poll() is None:
             peer.ask("drop")
-    return [row_of(cell, run) for run in runs if run["rounds"]]
+    return [row_of(cell, run, problem) for run in runs if run["rounds"]]
 
 
 def drop_slow(runs: list[dict], factor: float) -> None:
-    """After the first round, who is ``factor`` times slower than the best of the category is not timed
-    again."""
+    """After two rounds, who is ``factor`` times slower than the best of the category is not timed again."""
+
+    def us(r: dict) -> float:  # the better round: another process may have held a core in the other
+        return min(statistics.median(times) for times in r["rounds"])
+
     for category in CATEGORIES:
         group = [r for r in runs if r["v"]["category"] == category and r["rounds"]]
-        best = min((statistics.median(r["rounds"][0]) for r in group), default=0)
+        best = min(map(us, group), default=0)
         for r in group:
-            if statistics.median(r["rounds"][0]) > factor * best and r["peer"].family != OURS:
+            if us(r) > factor * best and r["peer"].family != OURS:
                 r["dropped"] = True
                 r["peer"].ask("drop", name=r["v"]["name"])
 
 
-def row_of(cell: dict, run: dict) -> dict:
+def row_of(cell: dict, run: dict, problem) -> dict:
     times = np.concatenate([np.asarray(r) for r in run["rounds"]])
     us = float(np.median(times))
-    macs = cell["M"] * cell["K"] * cell["N"]
     clocks = [c for c in run["ghz"] if c]
     return {
-        **cell,
+        **cell["shape"],
+        "mode": cell["mode"],
+        "threads": cell["threads"],
         "category": run["v"]["category"],
         "family": run["peer"].family,
         "name": run["v"]["name"],
         "us": us,
         "p10": float(np.percentile(times, 10)),
         "p90": float(np.percentile(times, 90)),
-        "gmacs": macs / us / 1e3,
-        "weight_gbs": cell["K"] * cell["N"] * run["v"]["weight_bytes"] / us / 1e3,
+        "gmacs": problem.macs / us / 1e3,
+        "weight_gbs": problem.weights * run["v"]["weight_bytes"] / us / 1e3,
         "rounds": [float(np.median(r)) for r in run["rounds"]],
         "samples": int(times.size),
         "error": run["built"]["error"],
@@ -239,13 +274,15 @@ def shape(text: str) -> tuple[int, int]:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--problem", choices=PROBLEMS, default="linear")
     p.add_argument(
         "--threads", type=int, nargs="+", default=[1, 2], help="thread counts, each a run of its own"
     )
-    p.add_argument("--shapes", type=shape, nargs="+", default=SHAPES, metavar="KxN")
-    p.add_argument(
-        "--m", type=int, nargs="+", default=MS, metavar="M", help=f"rows; cold cells up to {COLD_MAX_M}"
-    )
+    p.add_argument("--shapes", type=shape, nargs="+", metavar="KxN", help="of a matrix product")
+    p.add_argument("--m", type=int, nargs="+", metavar="M", help="rows of a matrix product; cold up to 16")
+    p.add_argument("--groups", type=int, nargs="+", help="group sizes of w4a8; 0: a scale a channel")
+    p.add_argument("--nets", nargs="+", choices=LAYERS, help="whose layers conv takes")
+    p.add_argument("--batch", type=int, nargs="+", default=[1], help="images of conv")
     p.add_argument("--mode", choices=["warm", "cold", "both"], default="both")
     p.add_argument("--only", nargs="+", choices=FAMILIES, metavar="FAMILY", help=", ".join(FAMILIES))
     p.add_argument(
@@ -254,9 +291,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--rounds", type=int, default=7)
     p.add_argument("--sample-ms", type=float, default=30, help="length of one warm sample")
     p.add_argument(
-        "--prune", type=float, default=2.5, help="leave a peer after one round if it is this much slower"
+        "--prune", type=float, default=2.5, help="leave a peer after two rounds if it is this much slower"
     )
-    p.add_argument("--quick", action="store_true", help="384x1536 and 768x3072, M = 1 and 128, three rounds")
+    p.add_argument(
+        "--quick", action="store_true", help="two shapes, M = 1 and 128, one group size, three rounds"
+    )
     p.add_argument(
         "--python", action="append", default=[], metavar="FAMILY=PYTHON", help="interpreter of one family"
     )
@@ -267,10 +306,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--all", action="store_true", help="print every implementation, not only the best two peers"
     )
     p.add_argument("--show", metavar="JSON", nargs="+", help="print the tables of earlier runs and stop")
-    p.add_argument("--json", metavar="OUT", help="default: bench/results/peers-<cpu>-<date>.json")
+    p.add_argument("--markdown", action="store_true", help="print tables as Markdown")
+    p.add_argument("--json", metavar="OUT", help="default: bench/results/peers-<problem>-<cpu>-<date>.json")
     args = p.parse_args(argv)
     if args.quick:
-        args.shapes, args.m, args.rounds = [(384, 1536), (768, 3072)], [1, 128], 3
+        shapes = [(1024, 1024), (4096, 1024)] if args.problem == "binary" else [(384, 1536), (768, 3072)]
+        args.shapes, args.m, args.groups, args.rounds = args.shapes or shapes, args.m or [1, 128], [64], 3
     for item in args.python:
         if item.partition("=")[0] not in FAMILIES or "=" not in item:
             p.error(f"--python {item}: expected FAMILY=PYTHON with FAMILY one of {', '.join(FAMILIES)}")
@@ -279,27 +320,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if max(args.threads) > available:
         p.error(f"--threads {max(args.threads)}: this process may use {available} CPUs")
     return args
-
-
-class Turn:
-    """A lock file that benchmarks of one machine take in turns: held for some cells, then offered."""
-
-    HOLD_SECONDS = 40
-
-    def __init__(self, path: str | None):
-        self.file = open(path, "a") if path else None  # noqa: SIM115
-        self.since: float | None = None
-
-    def take(self) -> None:
-        if self.file and self.since is None:
-            fcntl.flock(self.file, fcntl.LOCK_EX)
-            self.since = time.monotonic()
-
-    def offer(self, at_once: bool = False) -> None:
-        if self.since is not None and (at_once or time.monotonic() - self.since > self.HOLD_SECONDS):
-            fcntl.flock(self.file, fcntl.LOCK_UN)
-            self.since = None
-            time.sleep(0.2)
 
 
 def run(
@@ -311,17 +331,18 @@ def run(
     use = cpus[-threads:]  # the first CPU tends to take the interrupts
     with tempfile.TemporaryDirectory() as log_dir, Progress(console=console) as bar:
         turn = Turn(args.lock)
-        turn.take()
-        peers = start(args, threads, use, log_dir, notes)
+        peers = start(args, threads, use, log_dir, notes, turn)
         versions |= {p.family: p.hello["version"] for p in peers}
         task = bar.add_task("", total=len(cells))
         for cell in cells:
-            what = "{threads} thread(s) M={M} {K}x{N} {mode}".format(threads=threads, **cell)
+            named = " ".join(f"{k} {v}" for k, v in PROBLEMS[args.problem].columns_of(cell["shape"]).items())
+            what = f"{threads} thread(s) {named} {cell['mode']}"
             bar.update(task, description=what)
-            turn.take()
             os.sched_setaffinity(0, use)
             try:
-                rows += measure_cell(peers, {**cell, "threads": threads}, args, sweep_bytes, clock, notes)
+                rows += measure_cell(
+                    peers, {**cell, "threads": threads}, args, sweep_bytes, clock, notes, turn
+                )
             except KeyboardInterrupt:
                 notes.append(f"interrupted in {what}")
                 break
@@ -337,30 +358,38 @@ def run(
     return rows
 
 
+def show(args) -> None:
+    """The tables of earlier runs, one after the other problem."""
+    files = [json.loads(Path(f).read_text()) for f in args.show]
+    for problem in PROBLEMS:
+        rows = [r for f in files if f["settings"].get("problem", "linear") == problem for r in f["rows"]]
+        if rows:
+            (markdown if args.markdown else tables)(rows, problem, args.all)
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.show:
-        return tables([r for f in args.show for r in json.loads(Path(f).read_text())["rows"]], args.all)
+        return show(args)
     device, rows, notes, versions, began = cpu_model(), [], [], {}, time.time()
     sweep_bytes = max(256 << 20, 5 * device["llc_bytes"] // 2)
     sweep_bytes = min(sweep_bytes, device["memory_bytes"] // 16)
     if sweep_bytes < 2 * device["llc_bytes"]:
         notes.append(f"cold rows: only {sweep_bytes >> 20} MiB are read to empty the cache; memory is short")
     cells = [
-        {"M": m, "K": k, "N": n, "mode": mode}
-        for k, n in args.shapes
-        for m in args.m
+        {"shape": shape, "mode": mode}
+        for shape in PROBLEMS[args.problem].grid(args)
         for mode in ("warm", "cold")
-        if args.mode in (mode, "both") and (mode == "warm" or m <= COLD_MAX_M)
+        if args.mode in (mode, "both") and (mode == "warm" or PROBLEMS[args.problem].cold(shape))
     ]
     for threads in args.threads:
         rows += run(args, threads, cells, sweep_bytes, notes, versions)
         if any(n.startswith("interrupted") for n in notes):
             break
-    tables(rows, args.all)
+    tables(rows, args.problem, args.all)
     for note in dict.fromkeys(notes):
         console.print("note: " + note, style="yellow", markup=False)
-    hidden = ("json", "lock", "python", "all", "show")
+    hidden = ("json", "lock", "python", "all", "show", "markdown")
     result = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": device,
@@ -374,7 +403,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     slug = re.sub(r"[^a-z0-9]+", "-", f"{device['model']} {device['family_model_stepping']}".lower())
     stamp = time.strftime("%Y%m%d-%H%M", time.gmtime())
-    out = Path(args.json or HERE / "results" / f"peers-{slug.strip('-')}-{stamp}.json")
+    out = Path(args.json or HERE / "results" / f"peers-{args.problem}-{slug.strip('-')}-{stamp}.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n")
     console.print(f"wrote {out}")

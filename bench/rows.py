@@ -21,6 +21,7 @@ SMALL, SMALL_MS = (
     [1, 16],
 )  # for kernels other than the fastest: they are here to be seen, not to be tuned
 MAX_COPIES = 4096
+BITS = ("BinaryWeight", "TernaryWeight")
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,10 @@ class Case:
 
 def is_fastest(kernel):
     """The kernel that calls get on this machine."""
-    same = [k for k in registry.kernels(kernel.op) if k.format == kernel.format and k.backend == "cpu"]
+    kind = kernel.format, kernel.core
+    same = [k for k in registry.kernels(kernel.op) if (k.format, k.core) == kind and k.backend == "cpu"]
     allowed = [k for k in same if registry.RANK[k.isa] <= registry.RANK[registry.current_isa()]]
-    return kernel is allowed[0]
+    return bool(allowed) and kernel is allowed[0]
 
 
 def thread_counts():
@@ -79,8 +81,11 @@ def thread_counts():
 
 
 def gemm_rows(op, quick, variants=()):
-    """Rows of an op with a weight: the fastest kernel everywhere, others and variants on a small shape."""
-    fastest = [k for k in registry.kernels(op) if is_fastest(k)]
+    """Rows of an op with a weight: the fastest kernel everywhere, others and variants on a small shape.
+
+    Formats of bits have their rows in bench_binary.py.
+    """
+    fastest = [k for k in registry.kernels(op) if is_fastest(k) and k.format not in BITS]
     rows = [
         Row(kernel, m, k, n, mode, threads)
         for k, n in (QUICK_SHAPES if quick else SHAPES)
@@ -108,7 +113,8 @@ def elementwise_rows(op, quick, variants=()):
 
 
 def small_rows(op):
-    return [Row(k, m, SMALL, SMALL) for k in registry.kernels(op) if not is_fastest(k) for m in SMALL_MS]
+    others = [k for k in registry.kernels(op) if not is_fastest(k) and k.format not in BITS]
+    return [Row(k, m, SMALL, SMALL) for k in others for m in SMALL_MS]
 
 
 # ---- data ------------------------------------------------------------------------------------------------

@@ -2,9 +2,27 @@
 
 from importlib import import_module
 
-from .errors import ArgumentError, DTypeError, FormatError, UnsupportedError
-from .formats import IntWeight, MixedIntWeight
-from .integer_quant import AddRequant, LayerNormInt
+from .binary import (
+    DPReLU,
+    RPReLU,
+    Threshold,
+)
+from .errors import (
+    ArgumentError,
+    DTypeError,
+    FormatError,
+    UnsupportedError,
+)
+from .formats import (
+    BinaryWeight,
+    IntWeight,
+    MixedIntWeight,
+    TernaryWeight,
+)
+from .integer_quant import (
+    AddRequant,
+    LayerNormInt,
+)
 from .ops import (
     add_requant,
     avg_pool2d_int,
@@ -16,17 +34,27 @@ from .ops import (
     global_avg_pool2d_int,
     layer_norm_int,
     linear,
+    linear_binary,
     linear_requant,
     lookup_int8,
     lookup_table,
+    matmul_binary,
     matmul_int,
     max_pool2d_int,
+    pack_signs,
     quantize_activations,
     requantize,
     softmax_int,
 )
-from .quant import InputQuant, Requant
-from .registry import capabilities, explain, force_isa
+from .quant import (
+    InputQuant,
+    Requant,
+)
+from .registry import (
+    capabilities,
+    explain,
+    force_isa,
+)
 from .version import __version__
 
 # Imported when first used: they need torch or safetensors.
@@ -35,33 +63,41 @@ _LAZY = {"nn": ".nn", "compress": ".compress:compress", "save": ".io:save", "loa
 __all__ = [
     "AddRequant",
     "ArgumentError",
+    "BinaryWeight",
+    "DPReLU",
     "DTypeError",
     "FormatError",
     "InputQuant",
     "IntWeight",
-    "MixedIntWeight",
     "LayerNormInt",
+    "MixedIntWeight",
+    "RPReLU",
     "Requant",
+    "TernaryWeight",
+    "Threshold",
     "UnsupportedError",
     "__version__",
     "add_requant",
     "avg_pool2d_int",
     "capabilities",
+    "concat_requant",
     "conv2d",
     "conv2d_int",
     "conv2d_requant",
-    "concat_requant",
     "explain",
     "force_isa",
     "gelu_int",
     "global_avg_pool2d_int",
     "layer_norm_int",
     "linear",
+    "linear_binary",
     "linear_requant",
     "lookup_int8",
     "lookup_table",
+    "matmul_binary",
     "matmul_int",
     "max_pool2d_int",
+    "pack_signs",
     "quantize_activations",
     "requantize",
     "softmax_int",

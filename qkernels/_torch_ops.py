@@ -8,10 +8,10 @@ arguments are tensors and numbers only.
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from . import _native, cpu
+from . import _native, cpu, cpu_binary
 from .cpu import ACTIVATIONS, FLOATS
 from .errors import ArgumentError, UnsupportedError
-from .formats import WeightFormat
+from .formats import BinaryWeight, TernaryWeight, WeightFormat
 from .registry import ISAS, current_isa, num_threads
 
 _library = torch.library.Library("qkernels", "DEF")
@@ -128,12 +128,92 @@ def linear(x, w, bias, activation, input_quant, compute_dtype, out_dtype, backen
             f"linear: x has shape {tuple(x.shape)}, w has shape {w.shape} (N, K); the last dimension of x must be "
             f"K = {w.shape[1]}."
         )
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str | None) or activation not in ACTIVATIONS:
         raise ArgumentError(
             f"linear: activation is {activation!r}; accepted: None, 'relu', 'relu6', 'gelu', 'silu'."
         )
+    if input_quant.bits == 1:
+        w._ready_to_trace_signs()
+        return linear_signs_packed(x, w._packed_signs, bias, w.shape[0], input_quant, activation, out_dtype)
     w._ready_to_trace()
     return linear_packed(x, w._packed_tensor, bias, w.shape[0], input_quant, activation, out_dtype)
+
+
+# ---- signs: linear with InputQuant(bits=1), as above with the block of the binary core -----------------------
+
+_library.define(
+    "linear_signs(Tensor x, Tensor packed, Tensor? bias, int out_features, int mode, float scale, int activation, "
+    "ScalarType out_dtype) -> Tensor"
+)
+
+
+def _linear_signs(x, packed, bias, out_features, mode, scale, activation, out_dtype):
+    op = "qkernels::linear_signs"
+    if packed.dtype is not torch.uint8 or not packed.is_contiguous() or not packed.is_cpu:
+        raise TypeError(f"{op}: packed is not a contiguous uint8 CPU tensor.")
+    block = _native.PackedBinary(packed.data_ptr(), packed.numel(), packed)
+    n, k = block.shape
+    if x.dim() < 1 or x.shape[-1] != k or n != out_features:
+        raise ValueError(
+            f"{op}: x is {tuple(x.shape)} and out_features {out_features}; the weight is ({n}, {k})."
+        )
+    if x.dtype not in _FLOAT_DTYPES or out_dtype not in _FLOAT_DTYPES or not x.is_cpu:
+        raise TypeError(f"{op}: x is {x.dtype} on {x.device}, out_dtype {out_dtype}.")
+    if bias is not None:
+        if tuple(bias.shape) != (n,) or not bias.is_cpu:
+            raise ValueError(f"{op}: bias is {tuple(bias.shape)} on {bias.device}, not ({n},) on cpu.")
+        bias = bias.to(torch.float32).contiguous()
+    rows = x.reshape(-1, k).contiguous() if k else x.new_empty((x.shape[:-1].numel(), 0))
+    epilogue = _native.BinaryPlan(_FLOAT_DTYPES[out_dtype], activation, *([0] * 8))
+    plan = _native.LinearBinary(block, ISAS[current_isa()][0], mode, scale, _FLOAT_DTYPES[x.dtype], epilogue)
+    out = torch.empty((*x.shape[:-1], n), dtype=out_dtype)
+    row = plan.run(
+        rows.data_ptr(),
+        rows.shape[0],
+        k,
+        0 if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+        num_threads(),
+    )
+    if row >= 0:
+        cpu_binary.refuse_row("linear", row)
+    return out
+
+
+@torch.library.register_fake("qkernels::linear_signs", lib=_library)
+def _(x, packed, bias, out_features, mode, scale, activation, out_dtype):
+    return x.new_empty((*x.shape[:-1], out_features), dtype=out_dtype)
+
+
+_library.impl("linear_signs", _linear_signs, "CPU")
+_library.impl("linear_signs", torch.library.fallthrough_kernel, "Autograd")
+
+
+def layout_of_signs(w):
+    """The prepacked block of the binary core as a tensor, on the memory that eager calls use; made once."""
+    block = w.__dict__.get("_packed_signs")
+    if block is None:
+        with _disable_current_modes():
+            cpu_binary.packed(w)
+            block = w.__dict__["_packed_signs"] = torch.from_numpy(w.__dict__["_block_of_bits"])
+    return block
+
+
+def _ready_to_trace_signs(self):
+    layout_of_signs(self)
+    return True
+
+
+_ready_to_trace_signs._dynamo_marked_constant = True
+BinaryWeight._ready_to_trace_signs = TernaryWeight._ready_to_trace_signs = _ready_to_trace_signs
+
+
+def linear_signs_packed(x, packed, bias, n, input_quant, activation, out_dtype):
+    """``linear`` with InputQuant(bits=1) on a prepacked block."""
+    mode = cpu_binary.scale_mode(input_quant)
+    scale = input_quant.scale if mode == 2 else 1.0
+    number, out_dtype = ACTIVATIONS[activation], out_dtype or x.dtype
+    return torch.ops.qkernels.linear_signs(x, packed, bias, n, mode, scale, number, out_dtype)
 
 
 assert set(FLOATS) == {"float32", "bfloat16", "float16"}

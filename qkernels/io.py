@@ -5,6 +5,8 @@ file's metadata has one key, "qkernels", a JSON object:
 
     {"version": 1, "weights": {name: {"format": "IntWeight", "version": 1, "bits": 8, "group_size": null,
                                       "shape": [N, K], "arrays": ["packed", "scale"]}}}
+
+Which options there are beside the shape, here bits and group_size, is for each format to say (``OPTIONS``).
 """
 
 import json
@@ -15,10 +17,10 @@ import numpy as np
 
 from ._arrays import as_kind
 from .errors import ArgumentError, DTypeError, FormatError, UnsupportedError
-from .formats import IntWeight, MixedIntWeight, WeightFormat
+from .formats import BinaryWeight, IntWeight, MixedIntWeight, TernaryWeight, WeightFormat
 
 VERSION = 1
-FORMATS = {f.__name__: f for f in (IntWeight, MixedIntWeight)}
+FORMATS = {f.__name__: f for f in (BinaryWeight, IntWeight, MixedIntWeight, TernaryWeight)}
 
 
 def save(path, weights):

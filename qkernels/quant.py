@@ -24,8 +24,11 @@ class InputQuant:
 
     The arithmetic is in ``qkernels.reference.quantize``. Objects are hashable; arrays compare by identity.
 
+    bits=1 binarizes: ``x ~ scale * (+1 where x >= 0, else -1)``, scale = mean|x| of the row or tensor (XNOR-Net;
+    ``qkernels.reference.sign_scale``) or static; for the weights BinaryWeight and TernaryWeight.
+
     Args:
-        bits: 2 to 8; codes span -2**(bits - 1)..2**(bits - 1) - 1, or 0..2**bits - 1 if not signed.
+        bits: 1, see above, or 2 to 8: codes span -2**(bits - 1)..2**(bits - 1) - 1, or 0..2**bits - 1 if not signed.
         scale: None (dynamic), a number ("tensor"), float32 (K,) ("channel"); between 2**-126 and 2**126.
         signed: codes are int8, else uint8; dynamic unsigned codes clip negative numbers to 0.
         zero_point: the code of 0, for a static "tensor" scale only; a code itself.
@@ -33,7 +36,7 @@ class InputQuant:
 
     Raises:
         ArgumentError: a value outside of the above.
-        UnsupportedError: bits outside of 2..8, or a power.
+        UnsupportedError: bits outside of 1..8, or a power.
     """
 
     bits: int = 8
@@ -50,9 +53,9 @@ class InputQuant:
         if (
             isinstance(self.bits, bool)
             or not isinstance(self.bits, int | np.integer)
-            or not 2 <= self.bits <= 8
+            or not 1 <= self.bits <= 8
         ):
-            raise UnsupportedError(f"{where}: bits is {self.bits!r}; accepted: 2 to 8.")
+            raise UnsupportedError(f"{where}: bits is {self.bits!r}; accepted: 1 to 8.")
         if self.power is not None:
             raise UnsupportedError(
                 f"{where}: power is {self.power!r}; accepted: None (power codes come later)."
@@ -65,6 +68,8 @@ class InputQuant:
             raise ArgumentError(f"{where}: signed is {self.signed!r}; accepted: True, False.")
         put("bits", int(self.bits))
         put("signed", bool(self.signed))
+        if self.bits == 1:
+            self._check_binary(where)
         if self.scale is not None:
             put("scale", self._checked_scale(where))
         if self.zero_point is not None:
@@ -72,6 +77,13 @@ class InputQuant:
         scale_key = id(self.scale) if isinstance(self.scale, np.ndarray) else self.scale
         put("_key", (self.bits, self.granularity, scale_key, self.signed, self.zero_point))
         put("_hash", hash(self._key))
+
+    def _check_binary(self, where):
+        if self.granularity == "channel" or not self.signed or self.zero_point is not None:
+            raise ArgumentError(
+                f"{where}: granularity is {self.granularity!r}, signed {self.signed}, zero_point {self.zero_point!r}; "
+                "accepted with bits=1: granularity 'token' or 'tensor', signed=True, zero_point=None."
+            )
 
     def _checked_scale(self, where):
         if self.granularity == "token":

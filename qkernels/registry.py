@@ -15,9 +15,10 @@ log = logging.getLogger("qkernels")
 ISAS = _native.isas()  # name -> (number, whether this machine has it), weakest first
 RANK = {name: i for i, name in enumerate(ISAS)}
 OPS = ("linear", "matmul_int", "linear_requant", "requantize", "quantize_activations")
-OPS += ("conv2d", "conv2d_int", "conv2d_requant")
 OPS += ("add_requant", "concat_requant", "lookup_int8", "gelu_int", "softmax_int", "layer_norm_int")
 OPS += ("max_pool2d_int", "avg_pool2d_int")
+OPS += ("matmul_binary", "linear_binary", "pack_signs")
+OPS += ("conv2d", "conv2d_int", "conv2d_requant")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Kernel:
     """One way to compute an op for a format: a row of the table.
 
     ``accepts(request)`` returns None, or the reason why this kernel refuses. ``run(request)`` computes.
-    Calling the row runs its op with this kernel and no other: ``kernel(x, w, ...)``.
+    Calling the row runs its op with this kernel and no other: ``kernel(x, w, ...)``. ``tag`` tells rows of one
+    op, format and ISA apart.
     """
 
     op: str
@@ -36,9 +38,10 @@ class Kernel:
     accepts: object
     run: object
     exactness: str = "exact"
+    tag: object = None
 
     def __str__(self):
-        parts = (self.op, self.format, "-".join(p for p in (self.backend, self.isa) if p))
+        parts = (self.op, self.format, "-".join(p for p in (self.backend, self.isa, self.tag) if p))
         return "/".join(p for p in parts if p)
 
     def __call__(self, *args, **options):

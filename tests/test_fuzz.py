@@ -65,6 +65,28 @@ def requant(rng, n):
     )
 
 
+def bits_weight(rng, n, k):
+    kind, values = (qk.BinaryWeight, (-1, 1)) if rng.random() < 0.5 else (qk.TernaryWeight, (-1, 0, 1))
+    codes = rng.choice(np.array(values, np.int8), (n, k))
+    return kind.pack(codes if rng.random() < 0.5 else torch.from_numpy(codes), rng.uniform(0, 2, n))
+
+
+def threshold(rng, n):
+    times = rng.integers(-127, 128, n) if rng.random() < 0.5 else None
+    return qk.Threshold(rng.integers(-9, 9, n), rng.random(n) < 0.5, times)
+
+
+def prelu(rng, n):
+    return qk.DPReLU(*rng.standard_normal((4, n)).astype(np.float32)) if n else "relu"
+
+
+def sign_quant(rng):
+    kind = str(rng.choice(["token", "tensor"]))
+    return qk.InputQuant(
+        bits=1, granularity=kind, scale=0.3 if kind == "tensor" and rng.random() < 0.5 else None
+    )
+
+
 WORDS = [
     "relu",
     "relu6",
@@ -116,6 +138,39 @@ def arguments(rng, target):
         good = [array(rng, np.int32, m, n), requant(rng, n)]
     elif target == "quantize_activations":
         good = [array(rng, float_type, m, k), input_quant(rng, k)]
+    elif target == "signs":
+        good = [
+            array(rng, float_type, m, k),
+            bits_weight(rng, n, k),
+            array(rng, np.float32, n),
+            prelu(rng, n),
+        ]
+        good += [sign_quant(rng)]
+    elif target in ("matmul_binary", "linear_binary"):
+        bits = array(rng, np.uint8, m, (k + 7) // 8)
+        good, options = [bits, bits_weight(rng, n, k)], {"x_nonzero": array(rng, np.uint8, m, (k + 7) // 8)}
+        if target == "linear_binary" and rng.random() < 0.5:
+            options.update(x_scale=array(rng, np.float32, m, 1), bias=array(rng, np.float32, n), sign=True)
+            options.update(activation=prelu(rng, n))
+        elif target == "linear_binary":
+            options["threshold"] = threshold(rng, n)
+    elif target == "pack_signs":
+        good = [array(rng, float_type, m, k), sign_quant(rng)]
+    elif target in ("BinaryWeight", "TernaryWeight"):
+        planes = [np.packbits(rng.random((n, k)) < 0.5, axis=1, bitorder="little") for _ in target[:2]]
+        planes = planes[:1] if target == "BinaryWeight" else [planes[0] & planes[1], planes[1]]
+        good = [*planes, rng.uniform(0, 1, n).astype(np.float32), (n, k)]
+        good = good if rng.random() < 0.5 else [*map(torch.from_numpy, good[:-1]), good[-1]]
+    elif target in ("BinaryWeight.pack", "TernaryWeight.pack"):
+        good = [(array(rng, np.float32, n, k) > 0) * 2 - 1, array(rng, np.float32, n)]
+    elif target in ("BinaryWeight.quantize", "TernaryWeight.quantize"):
+        good = [array(rng, float_type, n, k)]
+    elif target == "Threshold":
+        good = [array(rng, np.int32, n), rng.random(n) < 0.5, array(rng, np.int8, n)]
+    elif target == "Threshold.from_batch_norm":
+        good = [array(rng, np.float32, n) for _ in range(3)] + [rng.uniform(0, 2, n), 1e-5, 0.5]
+    elif target == "DPReLU":
+        good = [array(rng, np.float32, n) for _ in range(4)]
     elif target == "explain":
         op = str(rng.choice(qk.registry.OPS))
         good, options = arguments(rng, op)
@@ -158,13 +213,27 @@ TARGETS += [
     "Requant",
     "Requant.from_scale",
     "nn.Linear",
+    "matmul_binary",
+    "linear_binary",
+    "pack_signs",
+    "signs",
+    "BinaryWeight",
+    "BinaryWeight.pack",
+    "BinaryWeight.quantize",
+    "TernaryWeight",
+    "TernaryWeight.pack",
+    "TernaryWeight.quantize",
+    "Threshold",
+    "Threshold.from_batch_norm",
+    "DPReLU",
 ]
+NAMES = {"signs": "linear"}  # targets that are another use of a public name
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_garbage(target, rng):
     function = qk
-    for name in target.split("."):
+    for name in NAMES.get(target, target).split("."):
         function = getattr(function, name)
     end, results, refusals = time.monotonic() + SECONDS * (0.5 if target[0].isupper() else 1), 0, 0
     while time.monotonic() < end or results < 5 or refusals < 5:
@@ -186,14 +255,17 @@ def test_garbage(target, rng):
     print(f"{target}: {results} results, {refusals} refusals")
 
 
-@pytest.mark.parametrize("isa", [k.isa or "reference" for k in qk.registry.kernels("linear")])
+@pytest.mark.parametrize(
+    "isa", list(dict.fromkeys(k.isa or "reference" for k in qk.registry.kernels("linear")))
+)
 def test_results_agree_for_any_layout(isa, rng):
     """What is not refused is right, on every ISA: random layouts, dtypes and options against the reference."""
     end = time.monotonic() + SECONDS / 2
     with qk.force_isa(None if isa == "reference" else isa):
         while time.monotonic() < end:
-            for op in ("linear", "matmul_int", "linear_requant", "requantize"):
-                good, options = arguments(rng, op)
+            for target in ("linear", "matmul_int", "linear_requant", "requantize", "linear_binary", "signs"):
+                op = NAMES.get(target, target)
+                good, options = arguments(rng, target)
                 options.pop("backend", None)
                 if op == "linear" and isinstance(good[4], type(None)):
                     continue  # weight-only products have a tolerance

@@ -57,7 +57,7 @@ def test_input_quant_copies_and_pickles(q):
 
 
 BAD_INPUT_QUANT = {
-    "bits": (dict(bits=9), UnsupportedError, ["bits", "9", "2 to 8"]),
+    "bits": (dict(bits=9), UnsupportedError, ["bits", "9", "1 to 8"]),
     "power": (dict(power=0.5), UnsupportedError, ["power", "0.5", "None"]),
     "granularity": (
         dict(granularity="row"),

@@ -1,7 +1,7 @@
 """The peers of ``bench/peers.py``: one module a library family, one process a family.
- A family module defines ``load(threads) -> (version, variants, notes)``; it imports its library there and
-nowhere else, so that a missing library costs one clear line.  ``FAMILIES`` names the modules; the order is
-the order of timing.
+ A family module defines ``load(threads, problem) -> (version, variants, notes)``; it imports its library
+there and nowhere else, so that a missing library costs one clear line.  ``FAMILIES`` names the modules; the
+order is the order of timing.
 """
 
 from __future__ import annotations
@@ -11,29 +11,58 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Family:
-    """One worker process: the module it runs and the environment variables that module needs."""
+    """One worker process: its module, the problems it has something for, the environment it needs."""
 
     module: str
+    problems: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
 
 
 FAMILIES: dict[str, Family] = {
-    "qkernels": Family("qkernels_cpu"),
-    "litert": Family("litert_cpu"),
-    "zentorch": Family("zentorch_cpu", {"ZENDNNL_MATMUL_WEIGHT_CACHE": "1"}),
-    "torch": Family("torch_cpu"),
-    "onnxruntime": Family("onnxruntime_cpu"),
-    "openvino": Family("openvino_cpu"),
+    "qkernels": Family("qkernels_cpu", ("linear", "w4a8", "binary", "conv")),
+    "litert": Family("litert_cpu", ("linear", "w4a8", "conv")),
+    "zentorch": Family("zentorch_cpu", ("linear", "w4a8"), {"ZENDNNL_MATMUL_WEIGHT_CACHE": "1"}),
+    "torch": Family("torch_cpu", ("linear", "w4a8", "binary", "conv")),
+    "onnxruntime": Family("onnxruntime_cpu", ("linear", "w4a8", "conv")),
+    "openvino": Family("openvino_cpu", ("linear", "w4a8", "conv")),
+    "ggml": Family("ggml_cpu", ("w4a8",)),
+    "bitsandbytes": Family("bitsandbytes_cpu", ("w4a8",)),
+    "faiss": Family("faiss_cpu", ("binary",)),
+    "numkong": Family("numkong_cpu", ("binary",)),
 }
 
 OURS = "qkernels"
 
-# category -> what its rows have in common; only rows of one category are compared.
-CATEGORIES: dict[str, str] = {
-    "gemm": "int8 gemm: 8-bit codes in, int32 or scaled float32 out",
-    "requant": "8-bit codes in and out: the integer-only layer",
-    "linear_f32": "full linear, float32 in and out, int8 inside (activations quantized in the call)",
-    "linear_bf16": "full linear, bfloat16 in and out, int8 inside (activations quantized in the call)",
-    "float32": "float32 linear, for scale",
-    "bfloat16": "bfloat16 linear, for scale",
+
+@dataclass(frozen=True)
+class Category:
+    """Rows that do the same work: only those are compared.
+
+    ``scale``: other categories whose best row is put beside ours, as the time without this format.
+    ``reference``: a category that is there for that only.
+    """
+
+    what: str
+    scale: tuple[str, ...] = ()
+    reference: bool = False
+
+
+CATEGORIES: dict[str, Category] = {
+    "gemm": Category("int8 gemm: 8-bit codes in, int32 or scaled float32 out"),
+    "requant": Category("8-bit codes in and out: the integer-only layer"),
+    "linear_f32": Category(
+        "full linear, float32 in and out, int8 inside (activations quantized in the call)", ("float32",)
+    ),
+    "linear_bf16": Category(
+        "full linear, bfloat16 in and out, int8 inside (activations quantized in the call)", ("bfloat16",)
+    ),
+    "w4": Category(
+        "full linear, 4-bit weights, float32 in and out (bfloat16 where the name says so)",
+        ("float32", "int8"),
+    ),
+    "binary": Category("products of signs: packed bits in, integers out", ("float32", "int8")),
+    "conv": Category("convolution, 8-bit codes in and out", ("float32",)),
+    "int8": Category("int8 of qkernels, for scale", reference=True),
+    "float32": Category("float32, for scale", reference=True),
+    "bfloat16": Category("bfloat16, for scale", reference=True),
 }

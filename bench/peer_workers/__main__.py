@@ -1,4 +1,4 @@
-"""The worker process: ``python -m peer_workers FAMILY THREADS CPUS``, driven by ``bench/peers.py``.
+"""The worker process: ``python -m peer_workers FAMILY THREADS CPUS PROBLEM``, driven by ``bench/peers.py``.
  Reads one JSON request a line on standard input, answers one JSON line on what was standard output;
 whatever the libraries print goes to standard error.  Requests: ``build``, ``sample``, ``drop``, ``quit``.
 A worker that is not asked anything blocks on the pipe and takes no CPU time.
@@ -15,48 +15,59 @@ import traceback
 
 from . import FAMILIES
 
-SLOW = 2e9  # MAC a second at M = 16: a peer below that has no kernel for this machine
+SLOW = 2e9  # MAC a second with more than one row: a peer below that has no kernel for this machine
 
 
 class Worker:
-    def __init__(self, family: str, threads: int):
-        from . import problem
+    def __init__(self, family: str, threads: int, problem: str):
+        from . import problem as timing
+        from .problems import PROBLEMS
 
-        self.problem = problem
+        self.timing, self.kind = timing, PROBLEMS[problem]
         self.module = importlib.import_module(f"{__package__}.{FAMILIES[family].module}")
-        self.version, variants, self.notes = self.module.load(threads)
+        self.version, variants, self.notes = self.module.load(threads, problem)
         self.variants = {v.name: v for v in variants}
         self.cases: dict = {}
         self.sweep = None
-        self.current = None
+        self.current, self.shape = None, None
 
     def probe(self) -> None:
-        """Runs every variant once on small cases: what fails or is wrong there is not timed at all."""
+        """Runs every variant once on small cases.  One that fails on all of them, or that has no kernel for this
+        machine, is not timed at all; what fails on some is left to its cells."""
         for name, variant in list(self.variants.items()):
-            for M in (1, 16):
+            shapes = list(self.kind.probes)
+            while shapes:
                 try:
-                    error, seconds = self._build(name, self.problem.Problem(M, 384, 384), 2)
-                    self._refuse(error, variant, (M, 384, 384))
-                    call = self.cases[name].calls[0]
-                    for _ in range(20):  # one slow call may be another process's fault
-                        if M == 1 or M * 384 * 384 / seconds > SLOW:
-                            break
-                        seconds = min(seconds, timed(call) / self.cases[name].inner)
-                    rate = M * 384 * 384 / seconds
-                    if M > 1 and rate < SLOW:
-                        raise TimeoutError(f"{rate / 1e9:.2f} GMAC/s at M = {M}: a reference kernel")
+                    self._try(name, variant, shapes.pop(0))
+                    break
                 except Exception as e:
-                    self.notes.append(f"{name}: not timed: {describe(e)}")
                     traceback.print_exc()
+                    if shapes and not isinstance(e, TimeoutError):
+                        continue
+                    self.notes.append(f"{name}: not timed: {describe(e)}")
                     del self.variants[name]
                     break
             self.drop()
 
-    def _refuse(self, error: float, variant, shape: tuple) -> None:
-        allowed = self.problem.TOLERANCE[variant.tolerance]
+    def _try(self, name: str, variant, shape: dict) -> None:
+        problem = self.kind(**shape)
+        error, seconds = self._build(name, problem, 2)
+        self._refuse(error, variant, shape)
+        if problem.macs < 1_000_000:
+            return
+        rate = 0.0
+        for _ in range(20):  # one slow call may be another process's fault
+            rate = problem.macs / seconds
+            if rate > SLOW:
+                return
+            seconds = min(seconds, timed(self.cases[name].calls[0]) / self.cases[name].inner)
+        raise TimeoutError(f"{rate / 1e9:.2f} GMAC/s on {described(shape)}: a reference kernel")
+
+    def _refuse(self, error: float, variant, shape: dict) -> None:
+        allowed = self.timing.TOLERANCE[variant.tolerance]
         if not error <= allowed:
             raise ArithmeticError(
-                f"wrong result at M, K, N = {shape}: relative error {error:.3g} > {allowed:g}"
+                f"wrong result at {described(shape)}: relative error {error:.3g} > {allowed:g}"
             )
 
     def _build(self, name: str, problem, copies: int) -> tuple[float, float]:
@@ -67,13 +78,13 @@ class Worker:
         seconds = timed(built.calls[0]) / built.inner
         return problem.error(built), seconds
 
-    def build(self, name: str, M: int, K: int, N: int, copies: int, sweep_bytes: int) -> dict:
+    def build(self, name: str, shape: dict, copies: int, sweep_bytes: int) -> dict:
         """Builds and checks one case; ``sweep_bytes`` > 0 for cold cases: what a sample reads first."""
         import numpy as np
 
-        variant, shape = self.variants[name], (M, K, N)
-        if self.current is None or shape != (self.current.M, self.current.K, self.current.N):
-            self.current = self.problem.Problem(*shape)
+        variant = self.variants[name]
+        if shape != self.shape:
+            self.current, self.shape = self.kind(**shape), shape
         if sweep_bytes and (self.sweep is None or self.sweep.nbytes < sweep_bytes):
             self.sweep = np.ones(sweep_bytes // 8, np.int64)
         try:
@@ -85,7 +96,7 @@ class Worker:
         return {"error": error, "copies": copies, "seconds": seconds}
 
     def sample(self, name: str, seconds: float, cold: bool) -> dict:
-        return {"us": self.problem.sample(self.cases[name], seconds, self.sweep if cold else None)}
+        return {"us": self.timing.sample(self.cases[name], seconds, self.sweep if cold else None)}
 
     def drop(self, name: str | None = None) -> dict:
         """Frees one case, or all of them and whatever the library cached for them."""
@@ -104,12 +115,17 @@ def timed(call) -> float:
     return time.perf_counter() - t0
 
 
+def described(shape: dict) -> str:
+    return " ".join(f"{k}={v}" for k, v in shape.items())
+
+
 def describe(e: BaseException) -> str:
     return f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:300]}"
 
 
 def main() -> None:
-    family, threads, cpus = sys.argv[1], int(sys.argv[2]), {int(c) for c in sys.argv[3].split(",")}
+    family, threads, problem = sys.argv[1], int(sys.argv[2]), sys.argv[4]
+    cpus = {int(c) for c in sys.argv[3].split(",")}
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cpus)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -119,7 +135,7 @@ def main() -> None:
         answers.write(json.dumps(fields) + "\n")
 
     try:
-        worker = Worker(family, threads)
+        worker = Worker(family, threads, problem)
     except ImportError as e:
         return answer(ok=False, missing=True, why=describe(e))
     except Exception as e:

@@ -9,15 +9,16 @@ from importlib.metadata import version
 
 import numpy as np
 
-from .problem import Built, Problem, Variant
-from .tflite import fully_connected
+from .problem import Built, Variant
+from .problems import Convolution, Int4Linear, Linear
+from .tflite import convolution, fully_connected
 
 
-def load(threads: int):
+def load(threads: int, problem: str):
     from ai_edge_litert.interpreter import Interpreter
 
     def built(
-        p: Problem, copies: int, model: bytes, x: np.ndarray, reference: np.ndarray, out_scale: float
+        copies: int, model: bytes, x: np.ndarray, reference: np.ndarray, out_scale: float = 1.0
     ) -> Built:
         interpreters = [Interpreter(model_content=model, num_threads=threads) for _ in range(copies)]
         for it in interpreters:
@@ -34,17 +35,31 @@ def load(threads: int):
             reference,
         )
 
-    def static(p: Problem, copies: int) -> Built:
+    def static(p: Linear, copies: int) -> Built:
         reference = p.reference(p.x_s8, p.x_scale)
         out_scale = float(np.float32(p.output_scale(reference)))
         model = fully_connected(p.weight(), p.w_scale, p.M, p.x_scale, out_scale)
-        return built(p, copies, model, p.x_s8, reference, out_scale)
+        return built(copies, model, p.x_s8, reference, out_scale)
 
-    def dynamic(p: Problem, copies: int) -> Built:
-        return built(p, copies, fully_connected(p.weight(), p.w_scale, p.M), p.x, p.reference(p.x), 1.0)
+    def dynamic(p: Linear, copies: int) -> Built:
+        return built(copies, fully_connected(p.weight(), p.w_scale, p.M), p.x, p.reference(p.x))
 
-    variants = [
-        Variant("LiteRT XNNPACK FC s8->s8", "requant", static, "codes_out"),
-        Variant("LiteRT XNNPACK FC dynamic f32->f32", "linear_f32", dynamic, "dynamic"),
-    ]
+    def int4(p: Int4Linear, copies: int) -> Built:
+        """Dynamic range: XNNPACK quantizes each row of the input to 8 bits; scales a channel or a block."""
+        scale = p.w_scale if p.group else p.w_scale[:, 0]
+        return built(copies, fully_connected(p.weight(), scale, p.M, bits=4), p.x, p.reference())
+
+    def conv(p: Convolution, copies: int) -> Built:
+        """Its padding SAME puts the odd row last where the stride is 2: the same work elsewhere."""
+        before = max((p.out - 1) * p.stride + p.kernel - p.H, 0) // 2
+        return built(copies, convolution(p), p.x_s8, p.reference(before), p.y_scale)
+
+    variants = {
+        "linear": [
+            Variant("LiteRT XNNPACK FC s8->s8", "requant", static, "codes_out"),
+            Variant("LiteRT XNNPACK FC dynamic f32->f32", "linear_f32", dynamic, "dynamic"),
+        ],
+        "w4a8": [Variant("LiteRT XNNPACK FC int4 dynamic", "w4", int4, "dynamic", 0.5)],
+        "conv": [Variant("LiteRT XNNPACK convolution s8->s8", "conv", conv, "codes_out")],
+    }[problem]
     return "ai-edge-litert " + version("ai-edge-litert"), variants, []

@@ -9,12 +9,13 @@ from functools import partial
 
 import numpy as np
 
-from .problem import Built, Problem, Variant, sample_warm
+from .problem import Built, Variant, sample_warm
+from .problems import Convolution, Int4Linear, Linear
 
 MS = "com.microsoft"
 
 
-def load(threads: int):
+def load(threads: int, problem: str):
     import onnx
     import onnxruntime as ort
     from onnx import TensorProto, helper, numpy_helper
@@ -22,18 +23,25 @@ def load(threads: int):
     kinds = {np.dtype(t): helper.np_dtype_to_tensor_dtype(np.dtype(t)) for t in ("f4", "u1", "i1", "i4")}
 
     def run(op, extra, x, weights, out, reference, real=lambda y: y, domain="") -> Built:
-        """A session of one node a weight: ``op(x, *inputs)``; ``extra(w)`` orders the inputs around the
-        weight name."""
+        """A session of one node a weight (N, K): ``op(x, *inputs)``; see ``layers``."""
+        shape = [x.shape[0], weights[0].shape[0]]
+        return layers(op, extra, x, [w.T for w in weights], shape, out, reference, real, domain)
+
+    def layers(
+        op, extra, x, weights, shape, out, reference, real=lambda y: y, domain="", **attributes
+    ) -> Built:
+        """A session of one node a weight; ``extra``: constants, and a function that orders the inputs after x
+        around the weight's name."""
         constants, inputs_of = extra
         initializers = [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()]
         initializers += [
-            numpy_helper.from_array(np.ascontiguousarray(w.T), f"w{i}") for i, w in enumerate(weights)
+            numpy_helper.from_array(np.ascontiguousarray(w), f"w{i}") for i, w in enumerate(weights)
         ]
         names = [f"y{i}" for i in range(len(weights))]
         nodes = [
-            helper.make_node(op, ["x", *inputs_of(f"w{i}")], [y], domain=domain) for i, y in enumerate(names)
+            helper.make_node(op, ["x", *inputs_of(f"w{i}")], [y], domain=domain, **attributes)
+            for i, y in enumerate(names)
         ]
-        shape = [x.shape[0], weights[0].shape[0]]
         return Built(*session(nodes, initializers, x, names, shape, out, real), reference, len(names))
 
     def session(nodes, initializers, x, names, shape, out, real):
@@ -60,16 +68,16 @@ def load(threads: int):
         call = partial(s._sess.run_with_iobinding, binding._iobinding, ort.RunOptions())
         return [lambda keep=(s, binding, bound, outputs): call()], lambda: real(outputs[0].numpy())
 
-    def weights_of(p: Problem, copies: int):
+    def weights_of(p: Linear, copies: int):
         return [p.weight(i) for i in range(copies)]
 
-    def matmul_integer(p: Problem, copies: int) -> Built:
+    def matmul_integer(p: Linear, copies: int) -> Built:
         """u8 activations: x86 has no fast kernel for signed ones there (6 GMAC/s a core)."""
         scale, extra = p.w_scale.astype(np.float64), ({}, lambda w: [w])
         weights, reference = weights_of(p, copies), p.reference(p.x_u8)
         return run("MatMulInteger", extra, p.x_u8, weights, np.int32, reference, lambda y: y * scale)
 
-    def qlinear_matmul(p: Problem, copies: int) -> Built:
+    def qlinear_matmul(p: Linear, copies: int) -> Built:
         reference = p.reference(p.x_u8.astype(np.int16) - 128, p.x_scale)
         out_scale = np.float32(p.output_scale(reference))
         constants = {
@@ -92,24 +100,93 @@ def load(threads: int):
             lambda y: (y - np.float64(128)) * out_scale,
         )
 
-    def dynamic(p: Problem, copies: int) -> Built:
+    def dynamic(p: Linear, copies: int) -> Built:
         extra = ({"ws": p.w_scale, "wz": np.zeros(p.N, np.int8)}, lambda w: [w, "ws", "wz"])
         weights = weights_of(p, copies)
         return run("DynamicQuantizeMatMul", extra, p.x, weights, np.float32, p.reference(p.x), domain=MS)
 
-    def matmul(p: Problem, copies: int) -> Built:
+    def matmul(p: Linear, copies: int) -> Built:
         weights = [p.float_weight(i) for i in range(copies)]
         return run("MatMul", ({}, lambda w: [w]), p.x, weights, np.float32, p.reference(p.x))
+
+    def matmul_nbits(p: Int4Linear, copies: int) -> Built:
+        """Accuracy level 4: activations quantized to int8, a scale a group.  Without groups: groups of 128 of
+        one scale, there is no other way."""
+        group = p.group or 128
+        blocks = [p.nibbles(i).reshape(p.N, -1, group // 2) for i in range(copies)]
+        about = {"K": p.K, "N": p.N, "bits": 4, "block_size": group, "accuracy_level": 4}
+        extra = ({"s": p.scales(group).ravel()}, lambda w: [w, "s"])
+        shape = [p.M, p.N]
+        return layers("MatMulNBits", extra, p.x, blocks, shape, np.float32, p.reference(), domain=MS, **about)
+
+    def float_int4(p: Int4Linear, copies: int) -> Built:
+        weights = [p.float_weight(i) for i in range(copies)]
+        return run("MatMul", ({}, lambda w: [w]), p.x, weights, np.float32, p.reference())
+
+    def qlinear_conv(channels_last: bool):
+        """The contributed operator takes channels last, as a whole network would after optimization."""
+
+        def build(p: Convolution, copies: int) -> Built:
+            constants = {
+                "xs": np.float32(p.x_scale),
+                "xz": np.uint8(128),
+                "ws": p.w_scale,
+                "wz": np.zeros(p.O, np.int8),
+                "ys": np.float32(p.y_scale),
+                "yz": np.uint8(128),
+            }
+            attributes = {
+                "kernel_shape": [p.kernel] * 2,
+                "strides": [p.stride] * 2,
+                "pads": [p.pad] * 4,
+                "group": p.groups,
+            }
+            x, shape, order = p.x_u8, [p.B, p.out, p.out, p.O], (0, 1, 2, 3)
+            domain = MS
+            if channels_last:
+                attributes["channels_last"] = 1
+            else:
+                x, shape, order = (
+                    np.ascontiguousarray(x.transpose(0, 3, 1, 2)),
+                    [p.B, p.O, p.out, p.out],
+                    (0, 2, 3, 1),
+                )
+                domain = ""
+            extra = (constants, lambda w: ["xs", "xz", w, "ws", "wz", "ys", "yz"])
+            return layers(
+                "QLinearConv",
+                extra,
+                x,
+                [p.weight(i) for i in range(copies)],
+                shape,
+                np.uint8,
+                p.reference(),
+                lambda y: (y.transpose(order) - np.float64(128)) * p.y_scale,
+                domain,
+                **attributes,
+            )
+
+        return build
 
     x = np.zeros((1, 16), np.float32)
     null = session([helper.make_node("Relu", ["x"], ["y"])], [], x, ["y"], [1, 16], np.float32, lambda y: y)
     overhead = float(np.median(sample_warm(Built(*null, x), 0.02)))
     assert kinds[np.dtype("f4")] == TensorProto.FLOAT
-    variants = [
-        Variant("onnxruntime MatMulInteger u8->s32", "gemm", matmul_integer, "exact"),
-        Variant("onnxruntime QLinearMatMul u8->u8", "requant", qlinear_matmul, "codes_out"),
-        Variant("onnxruntime DynamicQuantizeMatMul", "linear_f32", dynamic, "dynamic"),
-        Variant("onnxruntime MatMul f32", "float32", matmul, "float32", 4),
-    ]
+    variants = {
+        "linear": [
+            Variant("onnxruntime MatMulInteger u8->s32", "gemm", matmul_integer, "exact"),
+            Variant("onnxruntime QLinearMatMul u8->u8", "requant", qlinear_matmul, "codes_out"),
+            Variant("onnxruntime DynamicQuantizeMatMul", "linear_f32", dynamic, "dynamic"),
+            Variant("onnxruntime MatMul f32", "float32", matmul, "float32", 4),
+        ],
+        "w4a8": [
+            Variant("onnxruntime MatMulNBits level 4", "w4", matmul_nbits, "dynamic", 0.5),
+            Variant("onnxruntime MatMul f32", "float32", float_int4, "float32", 4),
+        ],
+        "conv": [
+            Variant("onnxruntime QLinearConv NHWC u8->u8", "conv", qlinear_conv(True), "codes_out"),
+            Variant("onnxruntime QLinearConv NCHW u8->u8", "conv", qlinear_conv(False), "codes_out"),
+        ],
+    }[problem]
     notes = [f"onnxruntime: an empty run costs {overhead:.1f} us; the warm rows contain it"]
     return f"onnxruntime {ort.__version__} (onnx {onnx.__version__})", variants, notes

@@ -56,5 +56,6 @@ struct RequantArrays {
 void bind_machine(py::module_& m);      // machine.cpp
 void bind_elementwise(py::module_& m);  // elementwise.cpp
 void bind_gemm(py::module_& m);         // gemm.cpp
-void bind_conv(py::module_& m);         // conv.cpp
 void bind_integer(py::module_& m);      // integer.cpp
+void bind_binary(py::module_& m);       // binary.cpp
+void bind_conv(py::module_& m);         // conv.cpp

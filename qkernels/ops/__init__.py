@@ -2,6 +2,14 @@
 
 from ..cpu import ACTIVATIONS
 from . import table
+from .binary import (
+    linear_binary,
+    linear_binary_request,
+    matmul_binary,
+    matmul_binary_request,
+    pack_signs,
+    pack_signs_request,
+)
 from .conv import (
     check_conv_quant,
     conv2d,
@@ -11,7 +19,12 @@ from .conv import (
     conv2d_requant_request,
     conv2d_request,
 )
-from .integer import linear_requant, linear_requant_request, matmul_int, matmul_int_request
+from .integer import (
+    linear_requant,
+    linear_requant_request,
+    matmul_int,
+    matmul_int_request,
+)
 from .integer_elementwise import (
     add_requant,
     add_requant_request,
@@ -32,8 +45,16 @@ from .integer_elementwise import (
     softmax_int,
     softmax_int_request,
 )
-from .linear import linear, linear_request
-from .quantize import quantize_activations, quantize_activations_request, requantize, requantize_request
+from .linear import (
+    linear,
+    linear_request,
+)
+from .quantize import (
+    quantize_activations,
+    quantize_activations_request,
+    requantize,
+    requantize_request,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -56,16 +77,22 @@ __all__ = [
     "layer_norm_int",
     "layer_norm_int_request",
     "linear",
+    "linear_binary",
+    "linear_binary_request",
     "linear_requant",
     "linear_requant_request",
     "linear_request",
     "lookup_int8",
     "lookup_int8_request",
     "lookup_table",
+    "matmul_binary",
+    "matmul_binary_request",
     "matmul_int",
     "matmul_int_request",
     "max_pool2d_int",
     "max_pool2d_int_request",
+    "pack_signs",
+    "pack_signs_request",
     "quantize_activations",
     "quantize_activations_request",
     "requantize",

@@ -25,7 +25,7 @@ def again(key, x, w, bias):
     """The result of a call like one before, or None where there was none."""
     try:
         run, scale, empty, before, version, vector = w.__dict__["_conv_calls"][key]
-    except (KeyError, TypeError):  # none yet, or an option that has no hash
+    except (AttributeError, KeyError, TypeError):  # no weight, none yet, or an option that has no hash
         return None
     if bias is not before or (bias is not None and _version(bias) != version):
         return None

@@ -7,6 +7,7 @@ from .._arrays import is_torch
 from ..cpu import FLOATS, dtype_name
 from ..errors import ArgumentError, DTypeError
 from ..quant import InputQuant
+from . import binary
 from .plans import keep_plan, observed, same_as_before
 from .request import (
     Request,
@@ -42,11 +43,13 @@ def linear(
 
     For inference: no gradient flows through the result.
 
+    With InputQuant(bits=1) both sides are signs: acc is that of ``matmul_binary`` and alpha of the weight its scale.
+
     Args:
         x: (..., K) float32, bfloat16 or float16; torch CPU tensor or NumPy array, any strides.
-        w: IntWeight (N, K).
+        w: IntWeight (N, K); BinaryWeight or TernaryWeight with InputQuant(bits=1).
         bias: (N,) floats, used as float32; or None.
-        activation: None, "relu", "relu6", "gelu" or "silu".
+        activation: None, "relu", "relu6", "gelu" or "silu"; with bits=1 also a DPReLU.
         input_quant: InputQuant, or None for float activations.
         compute_dtype: weight-only calls: None or "float32".
         out_dtype: float32, bfloat16 or float16; None is the dtype of x.
@@ -78,10 +81,10 @@ def linear(
         if traced:
             from .. import _torch_ops
 
-            block = _torch_ops.layout(w)
-            return _torch_ops.linear_packed(
-                x, block, bias, w.shape[0], input_quant, activation, getattr(torch, request.out_name)
-            )
+            signs = input_quant.bits == 1
+            block = (_torch_ops.layout_of_signs if signs else _torch_ops.layout)(w)
+            run = _torch_ops.linear_signs_packed if signs else _torch_ops.linear_packed
+            return run(x, block, bias, w.shape[0], input_quant, activation, getattr(torch, request.out_name))
         if w.shape[1]:
             keep_plan(request, activation, input_quant, out_dtype, backend)
     return kernel.run(request)
@@ -91,6 +94,8 @@ def linear_request(
     x, w, bias=None, activation=None, input_quant=None, compute_dtype=None, out_dtype=None, backend=None
 ):
     op = "linear"
+    if isinstance(input_quant, InputQuant) and input_quant.bits == 1:
+        return binary.linear_request(x, w, bias, activation, input_quant, compute_dtype, out_dtype, backend)
     check_array(op, "x", x, tuple(FLOATS))
     check_weight(op, x, w)
     check_vector(op, "bias", bias, w.shape[0], (*FLOATS, "float64"))

@@ -2,7 +2,7 @@
 
 import sys
 
-from .. import cpu, registry
+from .. import cpu, cpu_binary, registry
 from ..cpu import FLOATS, dtype_name
 from ..errors import ArgumentError
 
@@ -27,7 +27,7 @@ def same_as_before(torch, x, w, bias, activation, input_quant, compute_dtype, ou
     """
     try:
         plan = w.__dict__["_plans"][x.dtype, activation, input_quant, out_dtype, backend, registry._forced]
-        n, k, out_type, run = plan
+        n, k, out_type, run, _keep = plan
         shape, b = x.shape, 0
         if shape[-1] != k or not x.is_cpu or not x.is_contiguous() or x.is_neg() or compute_dtype is not None:
             return None
@@ -41,7 +41,7 @@ def same_as_before(torch, x, w, bias, activation, input_quant, compute_dtype, ou
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ArgumentError):
         return None
     if row >= 0:
-        cpu.refuse_row("linear", row)
+        (cpu_binary if input_quant.bits == 1 else cpu).refuse_row("linear", row)
     return out
 
 
@@ -63,8 +63,12 @@ def keep_plan(r, activation, input_quant, out_dtype, backend):
     if key not in plans:
         if len(plans) > 64:  # as many as there are combinations of options in one program; a leak otherwise
             plans.clear()
-        native = cpu.linear_plan(
-            cpu.packed(r.w), input_quant, FLOATS[dtype_name(r.x)], FLOATS[r.out_name], activation, r.isa
-        )
+        x_type, keep = FLOATS[dtype_name(r.x)], None
+        if input_quant.bits == 1:
+            native, keep = cpu_binary.linear_plan(r.w, input_quant, x_type, r.out_name, activation, r.isa)
+        else:
+            native = cpu.linear_plan(
+                cpu.packed(r.w), input_quant, x_type, FLOATS[r.out_name], activation, r.isa
+            )
         out_type = getattr(torch, r.out_name)
-        plans[key] = (*r.w.shape, None if out_type is r.x.dtype else out_type, native.run)
+        plans[key] = (*r.w.shape, None if out_type is r.x.dtype else out_type, native.run, keep)

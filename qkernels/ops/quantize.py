@@ -4,7 +4,7 @@ import numpy as np
 
 from .. import registry
 from ..cpu import FLOATS
-from ..errors import DTypeError
+from ..errors import ArgumentError, DTypeError
 from ..quant import InputQuant
 from .request import Request, check_array, check_requant, name_of_dtype
 
@@ -55,6 +55,10 @@ def quantize_activations_request(x, input_quant, backend=None):
     if not isinstance(input_quant, InputQuant):
         raise DTypeError(
             f"{op}: input_quant is a {type(input_quant).__name__}; accepted: qkernels.InputQuant."
+        )
+    if input_quant.bits == 1:
+        raise ArgumentError(
+            f"{op}: input_quant has bits=1; accepted: 8. qkernels.pack_signs makes sign bits."
         )
     if input_quant.granularity == "channel":
         input_quant.channel_scale(op, None, x.shape[-1])

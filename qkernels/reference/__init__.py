@@ -1,7 +1,25 @@
 """The specification, in NumPy: one function per operation. A kernel that disagrees with it is wrong."""
 
-from .activation import ACTIVATIONS, apply_activation
-from .conv import conv2d, conv2d_float, conv2d_int, conv2d_requant
+from .activation import (
+    ACTIVATIONS,
+    apply_activation,
+)
+from .binary import (
+    binary_matmul,
+    dprelu,
+    pack_signs,
+    scaled,
+    sign_scale,
+    ternary_matmul,
+    threshold_bits,
+    threshold_multiples,
+)
+from .conv import (
+    conv2d,
+    conv2d_float,
+    conv2d_int,
+    conv2d_requant,
+)
 from .integer import (
     add_requant,
     avg_pool2d,
@@ -14,7 +32,12 @@ from .integer import (
     requant_table,
     softmax_int,
 )
-from .linear import linear_float, linear_int, linear_requant, matmul_int
+from .linear import (
+    linear_float,
+    linear_int,
+    linear_requant,
+    matmul_int,
+)
 from .quantize import quantize_activations
 from .requantize import requantize
 
@@ -23,11 +46,13 @@ __all__ = [
     "add_requant",
     "apply_activation",
     "avg_pool2d",
+    "binary_matmul",
     "concat_requant",
     "conv2d",
     "conv2d_float",
     "conv2d_int",
     "conv2d_requant",
+    "dprelu",
     "exp_int",
     "gelu_int",
     "layer_norm_int",
@@ -37,8 +62,14 @@ __all__ = [
     "lookup_int8",
     "matmul_int",
     "max_pool2d",
+    "pack_signs",
     "quantize_activations",
     "requant_table",
     "requantize",
+    "scaled",
+    "sign_scale",
     "softmax_int",
+    "ternary_matmul",
+    "threshold_bits",
+    "threshold_multiples",
 ]

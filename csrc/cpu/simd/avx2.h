@@ -226,6 +226,53 @@ inline i32v sum_bytes(i32v acc, __m256i v) {  // 255 + 255 cannot saturate vpmad
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 
+// ---- words of bits, for the binary core --------------------------------------------------------------------------
+inline constexpr int WORDS = 4;
+using wordv = __m256i;
+inline wordv zero_words() { return _mm256_setzero_si256(); }
+inline wordv load_words(const uint64_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+inline wordv broadcast_word(const uint64_t* p) { return _mm256_set1_epi64x(static_cast<int64_t>(*p)); }
+inline wordv add_words(wordv a, wordv b) { return _mm256_add_epi64(a, b); }
+inline wordv sub_words(wordv a, wordv b) { return _mm256_sub_epi64(a, b); }
+inline wordv and_words(wordv a, wordv b) { return _mm256_and_si256(a, b); }
+inline wordv and_not(wordv a, wordv b) { return _mm256_andnot_si256(b, a); }
+inline wordv xor3(wordv a, wordv b, wordv c) { return _mm256_xor_si256(_mm256_xor_si256(a, b), c); }
+inline wordv xor_and(wordv a, wordv b, wordv mask) { return _mm256_and_si256(_mm256_xor_si256(a, b), mask); }
+inline wordv carry(wordv o0, wordv o1, wordv o2) {  // o1 ? ~o2 : o0
+    return _mm256_or_si256(_mm256_andnot_si256(o1, o0), _mm256_andnot_si256(o2, o1));
+}
+inline wordv count_bits(wordv v) {  // of each nibble by a table, then the sum of eight bytes
+    const __m256i table = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,  //
+                                           0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
+    const __m256i low = _mm256_set1_epi8(15);
+    const __m256i a = _mm256_shuffle_epi8(table, _mm256_and_si256(v, low));
+    const __m256i b = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(v, 4), low));
+    return _mm256_sad_epu8(_mm256_add_epi8(a, b), _mm256_setzero_si256());
+}
+template <int FACTOR>
+inline i32v merged_counts(wordv even, wordv odd) {  // the low halves, in order, times FACTOR
+    const i32v m = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+    return FACTOR == 2 ? _mm256_add_epi32(m, m) : m;
+}
+template <int FACTOR>
+inline void store_counts(int32_t* p, wordv even, wordv odd, int32_t start) {
+    store(p, subi(seti(start), merged_counts<FACTOR>(even, odd)));
+}
+template <int FACTOR>
+inline void store_counts(int32_t* p, wordv even, wordv odd, const int32_t* start) {
+    store(p, subi(load(start), merged_counts<FACTOR>(even, odd)));
+}
+inline uint32_t not_negative(f32v a) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, _mm256_setzero_ps(), _CMP_GE_OQ)));
+}
+inline uint32_t not_less(i32v a, i32v b) {
+    return 255u ^ static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(b, a))));
+}
+inline i32v xori(i32v a, i32v b) { return _mm256_xor_si256(a, b); }
+inline f32v select_greater(f32v a, f32v b, f32v if_greater, f32v otherwise) {
+    return _mm256_blendv_ps(otherwise, if_greater, _mm256_cmp_ps(a, b, _CMP_GT_OQ));
+}
+
 // Assembly: gcc takes a function that only prefetches for one without effect and drops the call.
 inline void prefetch(const char* p) { __asm__ volatile("prefetcht1 %0" : : "m"(*p)); }
 

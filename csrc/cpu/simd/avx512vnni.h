@@ -130,6 +130,7 @@ inline void store(int32_t* p, i32v v, int n) { _mm512_mask_storeu_epi32(p, first
 inline i32v addi(i32v a, i32v b) { return _mm512_add_epi32(a, b); }
 inline i32v subi(i32v a, i32v b) { return _mm512_sub_epi32(a, b); }
 inline i32v muli(i32v a, i32v b) { return _mm512_mullo_epi32(a, b); }
+inline i32v xori(i32v a, i32v b) { return _mm512_xor_si512(a, b); }
 inline i32v maxu(i32v a, i32v b) { return _mm512_max_epu32(a, b); }
 inline i32v abs_bits(f32v a) { return _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7fffffff)); }
 inline uint32_t reduce_maxu(i32v a) { return _mm512_reduce_max_epu32(a); }

@@ -36,7 +36,6 @@ inline i32v sra(i32v a, shiftv n) { return _mm256_sra_epi32(a, n); }
 inline i32v srav(i32v a, i32v n) { return _mm256_srav_epi32(a, n); }
 
 inline i32v srlv(i32v a, i32v n) { return _mm256_srlv_epi32(a, n); }
-inline i32v xori(i32v a, i32v b) { return _mm256_xor_si256(a, b); }
 inline i32v andi(i32v a, i32v b) { return _mm256_and_si256(a, b); }
 inline i32v widen(const uint8_t* p) {  // LANES bytes
     return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));

@@ -30,7 +30,6 @@ inline i32v sra(i32v a, shiftv n) { return _mm512_srav_epi32(a, n); }
 inline i32v srav(i32v a, i32v n) { return _mm512_srav_epi32(a, n); }
 
 inline i32v srlv(i32v a, i32v n) { return _mm512_srlv_epi32(a, n); }
-inline i32v xori(i32v a, i32v b) { return _mm512_xor_si512(a, b); }
 inline i32v andi(i32v a, i32v b) { return _mm512_and_si512(a, b); }
 inline i32v widen(const uint8_t* p) {  // LANES bytes
     return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));

@@ -38,7 +38,6 @@ inline i32v rounding_shift(i32v x, i32v n) {  // x / 2^n, ties away from zero
     return static_cast<i32v>((x + half - (x < 0 && n > 0)) >> n);
 }
 inline i32v srlv(i32v a, i32v n) { return static_cast<i32v>(static_cast<uint32_t>(a) >> n); }
-inline i32v xori(i32v a, i32v b) { return a ^ b; }
 inline i32v andi(i32v a, i32v b) { return a & b; }
 inline i32v widen(const uint8_t* p) { return *p; }
 inline void add_squares(i32v& low, i32v&, bytev v) { low += v * v; }

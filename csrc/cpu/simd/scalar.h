@@ -168,6 +168,41 @@ inline uint8_t set_bytes(uint8_t x) { return x; }
 inline uint8_t xor_bytes(uint8_t a, uint8_t b) { return a ^ b; }
 inline i32v sum_bytes(i32v acc, uint8_t v) { return acc + v; }
 
+// ---- words of bits, for the binary core
+// ------------------------------------------------------------------------------
+inline constexpr int WORDS = 1;  // 64-bit lanes
+using wordv = uint64_t;
+inline wordv zero_words() { return 0; }
+inline wordv load_words(const uint64_t* p) { return *p; }
+inline wordv broadcast_word(const uint64_t* p) { return *p; }
+inline wordv add_words(wordv a, wordv b) { return a + b; }
+inline wordv sub_words(wordv a, wordv b) { return a - b; }
+inline wordv and_words(wordv a, wordv b) { return a & b; }
+inline wordv and_not(wordv a, wordv b) { return a & ~b; }
+inline wordv xor3(wordv a, wordv b, wordv c) { return a ^ b ^ c; }
+inline wordv xor_and(wordv a, wordv b, wordv mask) { return (a ^ b) & mask; }
+inline wordv carry(wordv o0, wordv o1, wordv o2) { return (o0 & ~o1) | (o1 & ~o2); }  // o1 ? ~o2 : o0
+inline wordv count_bits(wordv v) {
+    v -= v >> 1 & 0x5555555555555555u;
+    v = (v & 0x3333333333333333u) + (v >> 2 & 0x3333333333333333u);
+    v = (v + (v >> 4)) & 0x0f0f0f0f0f0f0f0fu;
+    return v * 0x0101010101010101u >> 56;
+}
+template <int FACTOR>  // p[even] = start - FACTOR * even, p[odd] likewise; start: one number, or one a channel
+inline void store_counts(int32_t* p, wordv even, wordv odd, int32_t start) {
+    p[0] = static_cast<int32_t>(start - FACTOR * static_cast<int64_t>(even));
+    p[1] = static_cast<int32_t>(start - FACTOR * static_cast<int64_t>(odd));
+}
+template <int FACTOR>
+inline void store_counts(int32_t* p, wordv even, wordv odd, const int32_t* start) {
+    p[0] = static_cast<int32_t>(start[0] - FACTOR * static_cast<int64_t>(even));
+    p[1] = static_cast<int32_t>(start[1] - FACTOR * static_cast<int64_t>(odd));
+}
+inline uint32_t not_negative(f32v a) { return a >= 0.0f; }   // bit i: lane i >= 0; false for NaN
+inline uint32_t not_less(i32v a, i32v b) { return a >= b; }  // bit i: a[i] >= b[i]
+inline i32v xori(i32v a, i32v b) { return a ^ b; }
+inline f32v select_greater(f32v a, f32v b, f32v if_greater, f32v otherwise) { return a > b ? if_greater : otherwise; }
+
 inline void prefetch(const char*) {}
 
 // ---- convolutions ---------------------------------------------------------------------------------------------------
