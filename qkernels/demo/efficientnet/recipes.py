@@ -24,9 +24,7 @@ def integer(bits):
     """Integers from the image to the logits, requantized between layers."""
 
     def build(model, folded, calibration):
-        return IntegerNetwork.from_float(
-            folded, calibration, PIXELS, {**dict.fromkeys(EIGHT, 8), "*": bits}
-        )
+        return IntegerNetwork.from_float(folded, calibration, PIXELS, {**dict.fromkeys(EIGHT, 8), "*": bits})
 
     return build
 
@@ -79,7 +77,7 @@ def input_ranges(model):
         mean, sigma = norm(part)
         return (mean + SIGMAS * sigma).clamp(0, 6)
 
-    x = relu6(model.stem)
+    x, added = relu6(model.stem), norm(model.stem)
     for i, block in enumerate(model.blocks):
         for kind in ("expand", "depthwise"):
             part = getattr(block, kind)
@@ -88,8 +86,8 @@ def input_ranges(model):
         ranges[f"blocks.{i}.project.conv"] = x
         mean, sigma = norm(block.project)
         if block.residual:
-            mean, sigma = mean + before[0], (sigma.square() + before[1].square()).sqrt()
-        before, x = (mean, sigma), mean.abs() + SIGMAS * sigma
+            mean, sigma = mean + added[0], (sigma.square() + added[1].square()).sqrt()
+        added, x = (mean, sigma), mean.abs() + SIGMAS * sigma
     ranges["head.conv"], ranges["classifier"] = x, relu6(model.head)
     return ranges
 
