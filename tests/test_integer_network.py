@@ -224,7 +224,7 @@ def test_an_input_that_is_not_finite(rng):
     x, _ = images(rng, 1)
     network(x)
     x[0, 1, 2, 3] = float("nan")
-    with pytest.raises(ArgumentError, match="not finite|finite"):
+    with pytest.raises(ArgumentError, match="finite"):
         network(x)
 
 
