@@ -214,8 +214,8 @@ def compress_linear(linear, recipe, stats=None, name="", weights=None, mean=None
     """A ``qkernels.nn.Linear`` from a ``torch.nn.Linear``; ``weights`` shares the codes of tied weights, ``mean`` is of
     each input channel.
 
-    Static scales are max|x| over the largest code. With "channel", an input channel that was all zero gets the median of the
-    other channels' scales, so that it neither swells the folded weight nor clips early.
+    Static scales are max|x| over the largest code. With "channel", an input channel that was all zero gets the median
+    of the other channels' scales, so that it neither swells the folded weight nor clips early.
     """
     where, recipe = f"compress: layer {name!r}" if name else "nn.Linear.from_float", as_recipe(recipe)
     if not isinstance(linear, nn.Linear):

@@ -156,7 +156,8 @@ class IntegerNetwork(nn.Module):
         return (acc + self.bias) * self.scale
 
     def _program(self, x):
-        """The Program for inputs like x, made at the first call and kept for this thread; None if x has holes."""
+        """The Program for inputs like x, made at the first call and kept for this thread; None if x has another
+        memory order than NCHW or channels last."""
         if not torch.is_tensor(x) or x.device.type != "cpu" or not x.numel():
             return None
         kept = self._programs.__dict__
@@ -164,7 +165,7 @@ class IntegerNetwork(nn.Module):
         if key not in kept:
             if len(kept) >= MOST_PROGRAMS:
                 kept.clear()
-            dense = x.stride() == torch.empty_like(x).stride() and not x.is_neg()
+            dense = (x.is_contiguous() or _channels_last(x)) and not x.is_neg()
             slots = self.step_by_step(x, keep=True) if dense else None
             kept[key] = Program(self, x, slots) if dense else None
         return kept[key]
@@ -178,12 +179,12 @@ class IntegerNetwork(nn.Module):
 
     def quantize(self, x):
         """Codes of a float input, in its memory order."""
-        if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        if _channels_last(x):
             return ops.quantize_activations(x.permute(0, 2, 3, 1), self._input)[0].permute(0, 3, 1, 2)
         return ops.quantize_activations(x, self._input)[0]
 
     def clock(self, x):
-        """Seconds that each step of one call takes, {name: seconds}, and of "quantize"; {} if x has holes."""
+        """Seconds that each step of one call takes, {name: seconds}, and of "quantize"; {} where calls keep no Program."""
         program = self._program(x)
         return {} if program is None else program.clock(x)
 
@@ -194,6 +195,10 @@ class IntegerNetwork(nn.Module):
 
     def extra_repr(self):
         return f"{len(self.steps)} steps, {self.nbytes} bytes"
+
+
+def _channels_last(x):
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 @dataclass

