@@ -338,8 +338,14 @@ inline acc_t dot4(acc_t acc, quads_t x, wvec w) {
 }
 // Unpacking works within 128-bit lanes, so of 32 channels pixels keep group 2 * l + j (of four channels) in lane j,
 // place l.
-inline void arrange64(const uint8_t* x, uint8_t flip, uint8_t* out) {
+inline void arrange64(const uint8_t* x, int n, uint8_t flip, uint8_t* out) {
     const __m256i order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7), f = _mm256_set1_epi8(static_cast<char>(flip));
+    uint8_t tail[64];
+    if (n < 64) {
+        __builtin_memset(tail, 0, sizeof tail);
+        __builtin_memcpy(tail, x, n);
+        x = tail;
+    }
     for (int i = 0; i < 64; i += 32) {
         const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i));
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i),

@@ -240,9 +240,10 @@ inline void transpose_square(const uint32_t* src, int64_t ld_src, uint32_t* dst,
 // ---- depthwise: four values of each of 64 channels side by side ---------------------------------------------------
 inline xvec load_quads(const uint8_t* p) { return _mm512_loadu_si512(p); }
 // Unpacking works within 128-bit lanes, so pixels keep channel group 4 * l + j (of four channels) in lane j, place l.
-inline void arrange64(const uint8_t* x, uint8_t flip, uint8_t* out) {
+inline void arrange64(const uint8_t* x, int n, uint8_t flip, uint8_t* out) {
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m512i v = _mm512_xor_si512(_mm512_loadu_si512(x), _mm512_set1_epi8(static_cast<char>(flip)));
+    const __mmask64 real = n < 64 ? (uint64_t{1} << n) - 1 : ~uint64_t{0};
+    const __m512i v = _mm512_xor_si512(_mm512_maskz_loadu_epi8(real, x), _mm512_set1_epi8(static_cast<char>(flip)));
     _mm512_storeu_si512(out, _mm512_permutexvar_epi32(order, v));
 }
 inline void interleave64(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d, uint8_t* out) {

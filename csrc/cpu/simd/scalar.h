@@ -210,8 +210,8 @@ constexpr int transpose_block(size_t) { return 1; }
 template <class T>
 inline void transpose_square(const T*, int64_t, T*, int64_t) {}
 inline xvec load_quads(const uint8_t* p) { return load_x(p); }
-inline void arrange64(const uint8_t* x, uint8_t flip, uint8_t* out) {
-    for (int i = 0; i < 64; ++i) out[i] = x[i] ^ flip;
+inline void arrange64(const uint8_t* x, int n, uint8_t flip, uint8_t* out) {
+    for (int i = 0; i < 64; ++i) out[i] = i < n ? x[i] ^ flip : 0;
 }
 inline void interleave64(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d, uint8_t* out) {
     for (int i = 0; i < 64; ++i) {
