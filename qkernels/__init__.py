@@ -2,27 +2,10 @@
 
 from importlib import import_module
 
-from .binary import (
-    DPReLU,
-    RPReLU,
-    Threshold,
-)
-from .errors import (
-    ArgumentError,
-    DTypeError,
-    FormatError,
-    UnsupportedError,
-)
-from .formats import (
-    BinaryWeight,
-    IntWeight,
-    MixedIntWeight,
-    TernaryWeight,
-)
-from .integer_quant import (
-    AddRequant,
-    LayerNormInt,
-)
+from .binary import DPReLU, RPReLU, Threshold
+from .errors import ArgumentError, DTypeError, FormatError, UnsupportedError
+from .formats import BinaryWeight, IntWeight, MixedIntWeight, TernaryWeight
+from .integer_quant import AddRequant, LayerNormInt
 from .ops import (
     add_requant,
     avg_pool2d_int,
@@ -46,19 +29,13 @@ from .ops import (
     requantize,
     softmax_int,
 )
-from .quant import (
-    InputQuant,
-    Requant,
-)
-from .registry import (
-    capabilities,
-    explain,
-    force_isa,
-)
+from .quant import InputQuant, Requant
+from .registry import capabilities, explain, force_isa
 from .version import __version__
 
 # Imported when first used: they need torch or safetensors.
 _LAZY = {"nn": ".nn", "compress": ".compress:compress", "save": ".io:save", "load": ".io:load"}
+_LAZY["IntegerNetwork"] = ".integer_network:IntegerNetwork"
 
 __all__ = [
     "AddRequant",

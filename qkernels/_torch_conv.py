@@ -136,8 +136,9 @@ def layout(w, geometry, input_quant):
         return kept[key], None if scale is None else torch.from_numpy(scale)
 
 
-def _ready_conv(self, geometry, input_quant):
-    self.__dict__["_conv_layout"] = layout(self, geometry, input_quant)
+def _ready_conv(self, stride, padding, dilation, groups):
+    g = Geometry.of("conv2d", self.shape, stride, padding, dilation, groups)
+    self.__dict__["_conv_traced"] = (*layout(self, g, None), *numbers(g), g.channels)
     return True
 
 
@@ -146,18 +147,25 @@ _ready_conv._dynamo_marked_constant = True
 IntWeight._ready_conv = _ready_conv
 
 
-def conv2d_packed(x, packed, input_scale, bias, geometry, input_quant, activation, out_dtype):
+def numbers(g):
+    """A geometry as the operator takes it: (O, kh, kw), stride, padding, dilation."""
+    return (g.out_channels, *g.kernel), g.stride, g.padding, g.dilation
+
+
+def conv2d_packed(
+    x, packed, input_scale, bias, kernel, stride, padding, dilation, input_quant, activation, out_dtype
+):
     """``conv2d`` on a prepacked block; what a module calls while it is compiled."""
-    mode, g = input_mode(input_quant), geometry
+    mode = input_mode(input_quant)
     return torch.ops.qkernels.conv2d_int(
         x,
         packed,
         input_scale,
         bias,
-        (g.out_channels, *g.kernel),
-        g.stride,
-        g.padding,
-        g.dilation,
+        kernel,
+        stride,
+        padding,
+        dilation,
         mode,
         input_quant.bits,
         input_quant.signed,
@@ -191,16 +199,18 @@ def conv2d(
         raise UnsupportedError("conv2d: under torch.compile InputQuant(bits=1) does not work yet.")
     if input_quant.granularity == "token":
         raise ArgumentError("conv2d: input_quant has granularity 'token'; accepted: 'tensor', 'channel'.")
-    geometry = Geometry.of("conv2d", w.shape, stride, padding, dilation, groups)
-    if x.dim() != 4 or x.shape[1] != geometry.channels:
-        raise ArgumentError(
-            f"conv2d: x has shape {tuple(x.shape)}; w has shape {w.shape} and groups is {geometry.groups}, so x must be "
-            f"(B, {geometry.channels}, H, W)."
-        )
+    if input_quant.granularity == "channel" and input_quant.scale is not None:
+        raise UnsupportedError("conv2d: under torch.compile the scale of granularity 'channel' must be None.")
     if activation not in ACTIVATIONS:
         raise ArgumentError(
             f"conv2d: activation is {activation!r}; accepted: None, 'relu', 'relu6', 'gelu', 'silu'."
         )
-    w._ready_conv(geometry, input_quant)
-    packed, scale = w._conv_layout
-    return conv2d_packed(x, packed, scale, bias, geometry, input_quant, activation, out_dtype)
+    w._ready_conv(stride, padding, dilation, groups)
+    packed, scale, kernel, stride, padding, dilation, channels = w._conv_traced
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise ArgumentError(
+            f"conv2d: x has shape {tuple(x.shape)}; w has shape {w.shape}, so x must be (B, {channels}, H, W)."
+        )
+    return conv2d_packed(
+        x, packed, scale, bias, kernel, stride, padding, dilation, input_quant, activation, out_dtype
+    )

@@ -11,11 +11,12 @@ from .errors import ArgumentError
 TINY = 2.0**-100  # an amax below this counts as zero, as in quantize_activations
 
 
-def calibrate(model, layers, calibration, required):
-    """{name: max|x[..., k]| float32 (K,), of a convolution per channel} over all inputs of each layer in {name: layer} that they reach.
+def calibrate(model, layers, calibration, required, means=None):
+    """{name: max|x[..., k]| float32 (K,), of a convolution per channel} over all inputs of each of {name: layer}.
 
     Args:
         required: names of the layers that they must reach.
+        means: a dict that takes the mean of x[..., k] over them, {name: float64 (K,)}.
 
     Raises:
         ArgumentError: no calibration inputs, a layer they do not reach, or an input that is not finite.
@@ -25,16 +26,18 @@ def calibrate(model, layers, calibration, required):
             "compress: calibration is None, and the recipe is static; accepted: an iterable of model inputs. "
             "About a hundred typical ones will do. A dynamic recipe, such as 'int8-token', needs none."
         )
-    seen = {}
+    seen, sums = {}, {}
 
     def watch(name):
         def hook(module, args, kwargs):
             x = args[0] if args else kwargs["input"]
             x = x.movedim(-3, -1) if isinstance(module, torch.nn.Conv2d) else x
-            amax = x.detach().abs().reshape(-1, x.shape[-1])
-            if amax.shape[0]:
-                amax = amax.amax(0).float()
+            rows = x.detach().reshape(-1, x.shape[-1])
+            if rows.shape[0]:
+                amax = rows.abs().amax(0).float()
                 seen[name] = torch.maximum(seen[name], amax) if name in seen else amax
+                total, count = sums.get(name, (0, 0))
+                sums[name] = total + rows.sum(0, dtype=torch.float64), count + rows.shape[0]
 
         return hook
 
@@ -64,6 +67,8 @@ def calibrate(model, layers, calibration, required):
             raise ArgumentError(
                 f"compress: calibration: the input of layer {name!r} is not finite; accepted: finite inputs."
             )
+    if means is not None:
+        means.update({name: (total / count).cpu() for name, (total, count) in sums.items()})
     return {name: amax.cpu() for name, amax in seen.items()}
 
 
@@ -91,12 +96,13 @@ def smoothing_scale(amax, weight, exponent):
     return np.where(used, np.clip(s, 2.0**-60, 2.0**60), 1).astype(np.float32)
 
 
-def static_scale(where, stats, k, granularity):
-    """max|x| / 127 as a float ("tensor") or float32 (K,) ("channel"), from max|x| per channel."""
+def static_scale(where, stats, k, granularity, bits=8):
+    """max|x| / (2**(bits - 1) - 1), a float ("tensor") or float32 (K,) ("channel"), from max|x| per channel."""
+    most = np.float32(2 ** (bits - 1) - 1)
     amax = channel_amax(where, stats, k)
     if granularity == "tensor":
         amax = np.max(amax, initial=0)
-        return float(np.float32(1) if amax < TINY else amax / np.float32(127))
+        return float(np.float32(1) if amax < TINY else amax / most)
     used = amax >= TINY
-    guard = np.median(amax[used]) if used.any() else 127.0
-    return np.where(used, amax, np.float32(guard)) / np.float32(127)
+    guard = np.median(amax[used]) if used.any() else float(most)
+    return np.where(used, amax, np.float32(guard)) / most

@@ -45,13 +45,13 @@ def info(
 
 @commands.command()
 def demo(
-    model: Annotated[str, typer.Option(help="The model to compress.")] = "minilm",
+    model: Annotated[str, typer.Option(help="minilm, a sentence model, or efficientnet-lite0.")] = "minilm",
     recipes: Annotated[str, typer.Option(help="Recipes, separated by commas; all by default.")] = "",
     threads: Threads = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo-out"),
     quick: Annotated[bool, typer.Option("--quick", help="Few rounds, no torch.compile.")] = False,
 ):
-    """Compress a sentence model by each recipe and compare it with float32 and bfloat16 torch."""
+    """Compress a model by each recipe and compare it with float32 and bfloat16 torch."""
     try:
         from .demo.run import run
     except ModuleNotFoundError as e:

@@ -20,12 +20,18 @@ from .quant import InputQuant
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one linear layer is compressed to int8.
+    """How one linear layer is compressed to integers.
 
     weight     granularity of the weight's scale: "channel" or "tensor".
+    bits       of the weight's codes, 2 to 8.
+    group_size codes along K that share a scale; None for a whole row. Only with "channel".
+    input_bits of the activations' codes, 2 to 8.
+    correct    the bias takes what rounding the weights moves each output by on average, from the mean of each input
+               channel (Nagel et al. 2019, section 4.2). Needs calibration, and is left out where none is given.
     input      granularity of the activations': "token", "tensor", "channel", or None (weight-only). An output of a
                convolution sums over many pixels, so for convolutions "token" means "tensor".
-    static     the scale of the activations comes from calibration: max|x| / 127. Always so for "channel".
+    static     the scale of the activations comes from calibration, max|x| / (2**(input_bits - 1) - 1). Always so for
+               "channel".
     symmetric  the weight has no zero points.
     smooth     exponent a of the input scales s[k] = max|x[:, k]|**a / max|W[:, k]|**(1 - a) that are divided out
                of the activations and folded into the weight, so that a few large input channels do not take
@@ -38,6 +44,10 @@ class Recipe:
     static: bool = False
     symmetric: bool = True
     smooth: float = 0.0
+    bits: int = 8
+    group_size: object = None
+    input_bits: int = 8
+    correct: bool = False
 
     def __post_init__(self):
         for name, accepted in (
@@ -46,6 +56,13 @@ class Recipe:
         ):
             if getattr(self, name) not in accepted:
                 raise ArgumentError(f"Recipe: {name} is {getattr(self, name)!r}; accepted: {accepted}.")
+        for name in ("bits", "input_bits"):
+            if getattr(self, name) not in range(2, 9):
+                raise ArgumentError(f"Recipe: {name} is {getattr(self, name)!r}; accepted: 2 to 8.")
+        if self.group_size is not None and self.weight != "channel":
+            raise ArgumentError(
+                f"Recipe: group_size is {self.group_size!r} with weight {self.weight!r}; accepted: 'channel'."
+            )
         if self.static and self.input not in ("tensor", "channel"):
             raise ArgumentError(
                 f"Recipe: static is True with input {self.input!r}; accepted: 'tensor', 'channel'."
@@ -58,11 +75,24 @@ class Recipe:
             object.__setattr__(self, "smooth", 0.0)
 
 
+def narrow(bits, group_size=None, input_bits=8):
+    """Few bits, per token: zero points, which use all of the few codes, smoothing, corrected biases."""
+    return Recipe("channel", "token", False, False, 0.5, bits, group_size, input_bits, correct=True)
+
+
 RECIPES = {
     "int8-token": Recipe(smooth=0.5),
     "int8-tensor": Recipe(input="tensor"),
     "int8-static": Recipe(input="tensor", static=True),
     "int8-spiq": Recipe(input="channel", static=True),
+    "w4a8": narrow(4),
+    "w4a8-g128": narrow(4, 128),
+    "w4a8-g64": narrow(4, 64),
+    "w4a8-g32": narrow(4, 32),
+    "w3a8-g64": narrow(3, 64),
+    "w2a8-g16": narrow(2, 16),
+    "w4a4": narrow(4, input_bits=4),
+    "w4a4-g64": narrow(4, 64, input_bits=4),
 }
 ALIASES = {"int8": "int8-token"}
 LAYERS = (nn.Linear, nn.Conv2d)  # of exactly these types
@@ -94,10 +124,10 @@ def compress(model, recipe, calibration=None, inplace=False):
     if not isinstance(model, nn.Module):
         raise DTypeError(f"compress: model is a {type(model).__name__}; accepted: torch.nn.Module.")
     chosen = choose_layers(model, recipe)
-    smooth = calibration is not None
-    watched = {name: layer for name, (layer, r) in chosen.items() if r.static or (smooth and r.smooth)}
-    static = [name for name in watched if chosen[name][1].static]
-    stats = calibrate(model, watched, calibration, static) if watched else {}
+    given = calibration is not None
+    watched = {n: m for n, (m, r) in chosen.items() if r.static or (given and (r.smooth or r.correct))}
+    static, means = [name for name in watched if chosen[name][1].static], {}
+    stats = calibrate(model, watched, calibration, static, means) if watched else {}
     if inplace and "" in chosen:
         raise ArgumentError(
             "compress: model is such a layer itself, which inplace=True cannot replace; use False."
@@ -105,7 +135,7 @@ def compress(model, recipe, calibration=None, inplace=False):
     new, weights = {}, {}
     for name, (layer, r) in chosen.items():
         compress_layer = compress_conv if isinstance(layer, nn.Conv2d) else compress_linear
-        new[id(layer)] = compress_layer(layer, r, stats.get(name), name, weights)
+        new[id(layer)] = compress_layer(layer, r, stats.get(name), name, weights, means.get(name))
     if not inplace:
         model = copy.deepcopy(model, memo=dict(new))
     else:
@@ -180,11 +210,12 @@ def as_recipe(recipe):
     return RECIPES[ALIASES.get(recipe, recipe)]
 
 
-def compress_linear(linear, recipe, stats=None, name="", weights=None):
-    """A ``qkernels.nn.Linear`` from a ``torch.nn.Linear``; ``weights`` shares the codes of tied weights.
+def compress_linear(linear, recipe, stats=None, name="", weights=None, mean=None):
+    """A ``qkernels.nn.Linear`` from a ``torch.nn.Linear``; ``weights`` shares the codes of tied weights, ``mean`` is of
+    each input channel.
 
-    Static scales are max|x| / 127. With "channel", an input channel that was all zero gets the median of the
-    other channels' scales, so that it neither swells the folded weight nor clips early.
+    Static scales are max|x| over the largest code. With "channel", an input channel that was all zero gets the median
+    of the other channels' scales, so that it neither swells the folded weight nor clips early.
     """
     where, recipe = f"compress: layer {name!r}" if name else "nn.Linear.from_float", as_recipe(recipe)
     if not isinstance(linear, nn.Linear):
@@ -196,23 +227,40 @@ def compress_linear(linear, recipe, stats=None, name="", weights=None):
         folded = smoothing_scale(stats, linear.weight, recipe.smooth)
         stats = stats / folded
     if recipe.static:
-        scale = static_scale(where, stats, linear.in_features, recipe.input)
-    key = (id(linear.weight), recipe.weight, recipe.symmetric)
+        scale = static_scale(where, stats, linear.in_features, recipe.input, recipe.input_bits)
+    key = (id(linear.weight), recipe.weight, recipe.symmetric, recipe.bits, recipe.group_size)
     folded = scale if recipe.input == "channel" else folded
     weight = None if folded is not None or weights is None else weights.get(key)
     if weight is None:
         options = {"granularity": recipe.weight, "symmetric": recipe.symmetric, "input_scale": folded}
-        weight = IntWeight.quantize(linear.weight.detach().cpu(), **options)
+        w = linear.weight.detach().cpu()
+        weight = IntWeight.quantize(w, recipe.bits, recipe.group_size, **options)
         if folded is None and weights is not None:
             weights[key] = weight
     q = None
     if recipe.input is not None:
-        q = InputQuant(granularity=recipe.input, scale=scale if recipe.input == "tensor" else None)
+        q = InputQuant(recipe.input_bits, recipe.input, scale if recipe.input == "tensor" else None)
     bias = None if linear.bias is None else linear.bias.detach().cpu().clone()
+    if recipe.correct and mean is not None:
+        bias = corrected(bias, linear.weight.detach().cpu(), weight.dense(), mean)
     return Linear(weight, bias, q).train(linear.training)
 
 
-def compress_conv(conv, recipe, stats=None, name="", weights=None):
+def corrected(bias, w, rounded, mean):
+    """``bias + sum over an output's weights of (w - rounded) * mean`` of the input channel they multiply, float32 (N,).
+
+    Args:
+        w, rounded: (N, K), or (O, I, kh, kw) of a convolution with C / I groups.
+        mean: float64 (C,).
+    """
+    n, per_group = w.shape[:2]
+    lost = (w.double() - rounded.double()).reshape(n, per_group, -1).sum(2)
+    each = mean.reshape(-1, per_group).repeat_interleave(n * per_group // len(mean), 0)
+    shift = (lost * each).sum(1).float()
+    return shift if bias is None else bias.float() + shift
+
+
+def compress_conv(conv, recipe, stats=None, name="", weights=None, mean=None):
     """A ``qkernels.nn.Conv2d`` from a ``torch.nn.Conv2d``; ``weights`` shares the codes of tied weights.
 
     As compress_linear, per input channel. Two things differ: "token" is "tensor", and with groups > 1 a weight cannot carry
@@ -231,23 +279,26 @@ def compress_conv(conv, recipe, stats=None, name="", weights=None):
         folded = smoothing_scale(stats, conv.weight, recipe.smooth)
         stats = stats / folded
     if recipe.static:
-        scale = static_scale(where, stats, conv.in_channels, granularity)
+        scale = static_scale(where, stats, conv.in_channels, granularity, recipe.input_bits)
     if granularity == "channel":
         if grouped:
             s = torch.from_numpy(scale).reshape(conv.groups, 1, -1, 1, 1)
             w = (w.float().unflatten(0, (conv.groups, -1)) * s).flatten(0, 1)
         else:
             folded, scale = scale, None
-    key = (id(conv.weight), recipe.weight, recipe.symmetric)
+    key = (id(conv.weight), recipe.weight, recipe.symmetric, recipe.bits, recipe.group_size)
     shared = folded is None and granularity != "channel" and weights is not None
     weight = weights.get(key) if shared else None
     if weight is None:
         options = {"granularity": recipe.weight, "symmetric": recipe.symmetric, "input_scale": folded}
-        weight = IntWeight.quantize(w, **options)
+        weight = IntWeight.quantize(w, recipe.bits, recipe.group_size, **options)
         if shared:
             weights[key] = weight
-    q = None if granularity is None else InputQuant(granularity=granularity, scale=scale)
+    q = None if granularity is None else InputQuant(recipe.input_bits, granularity, scale)
     bias = None if conv.bias is None else conv.bias.detach().cpu().clone()
+    if recipe.correct and mean is not None:
+        folded_in = grouped and granularity == "channel"  # w holds the scales of its inputs
+        bias = corrected(bias, w, weight.dense(), mean / torch.from_numpy(scale) if folded_in else mean)
     geometry = conv.stride, conv.padding, conv.dilation, conv.groups
     return Conv2d(weight, bias, *geometry, q).train(conv.training)
 

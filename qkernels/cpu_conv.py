@@ -164,7 +164,8 @@ def refuse_row(op, row, height):
 def channel_scale(w, q, geometry):
     """float32 (C,) that x is divided by first, kept with the weight; None for none."""
     if getattr(w, "input_scale", None) is None:
-        return None if q.granularity != "channel" else np.ascontiguousarray(q.scale)
+        given = q is not None and q.granularity == "channel"
+        return np.ascontiguousarray(q.scale) if given else None
     kept = w.__dict__.setdefault("_conv_scale", {})
     if geometry.groups not in kept:
         kept[geometry.groups] = input_scale(w.numpy(), q, geometry)

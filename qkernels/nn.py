@@ -278,6 +278,7 @@ class Conv2d(_Compressed):
         arrays.update(bias=bias, x_scale=x_scale, x_zero_point=x_zero_point)
         for name, a in arrays.items():
             self.register_buffer(name, a)
+        self._numbers = _torch_conv.numbers(g)
         self._prepare(weight if torch.is_tensor(weight.packed) else None)
 
     @classmethod
@@ -327,8 +328,8 @@ class Conv2d(_Compressed):
             raise UnsupportedError(
                 "nn.Conv2d: torch.compile takes no weight-only layer yet; give it an input_quant."
             )
-        rest = self.geometry, q, self.activation, self.out_dtype
-        return _torch_conv.conv2d_packed(x, *self._layout, self.bias, *rest)
+        rest = q, self.activation, self.out_dtype
+        return _torch_conv.conv2d_packed(x, *self._layout, self.bias, *self._numbers, *rest)
 
     def extra_repr(self):
         g = self.geometry

@@ -14,6 +14,9 @@ from qkernels.compress import RECIPES, Recipe
 from qkernels.errors import ArgumentError, DTypeError
 
 WIDTH = 32
+LEAST = {"w3a8-g64": 0.95, "w2a8-g16": 0.8, "w4a4": 0.9, "w4a4-g64": 0.9} | dict.fromkeys(
+    ("w4a8", "w4a8-g128", "w4a8-g64", "w4a8-g32"), 0.98
+)  # cosine to float that a recipe of few bits must keep
 STATIC = [name for name, recipe in RECIPES.items() if recipe.static]
 
 
@@ -62,7 +65,9 @@ def test_every_recipe_is_close(recipe, model, rng):
     assert all(isinstance(m, qk.nn.Linear) for m in linears(small).values()) and len(linears(small)) == 5
     assert all(type(m) is nn.Linear for m in linears(model).values())  # the original stays
     y, expected = small(x), model(x)
-    assert torch.nn.functional.cosine_similarity(y.flatten(), expected.flatten(), dim=0) > 0.995
+    assert torch.nn.functional.cosine_similarity(y.flatten(), expected.flatten(), dim=0) > LEAST.get(
+        recipe, 0.995
+    )
     assert not small.training and not small.head.training
 
 
@@ -73,6 +78,15 @@ def test_recipes_are_what_their_names_say(model, rng):
     assert (quants["int8-tensor"].granularity, quants["int8-tensor"].scale) == ("tensor", None)
     assert quants["int8-static"].granularity == "tensor" and quants["int8-static"].scale > 0
     assert quants["int8-spiq"].granularity == "channel"
+    assert quants["w4a8-g64"].bits == 8 and quants["w4a4-g64"].bits == 4
+    for name, bits, group in (
+        ("w4a8", 4, None),
+        ("w4a8-g32", 4, 32),
+        ("w3a8-g64", 3, 64),
+        ("w2a8-g16", 2, 16),
+    ):
+        weight = qk.compress(model, name).head.weight
+        assert (weight.bits, weight.group_size, weight.zero_point is None) == (bits, group, False)
     spiq = qk.compress(model, "int8-spiq", calibration=calibration)
     assert spiq.head.weight.input_scale.shape == (WIDTH,) and spiq.head.weight.scale.shape == (3, 1)
 
@@ -228,7 +242,8 @@ def test_low_precision_models(rng):
     for recipe in RECIPES:
         y = qk.compress(model, recipe, calibration=[x])(x)
         assert y.dtype == torch.bfloat16
-        assert torch.nn.functional.cosine_similarity(y.float(), model(x).float()).min() > 0.98
+        similar = torch.nn.functional.cosine_similarity(y.float(), model(x).float()).min()
+        assert similar > min(0.98, LEAST.get(recipe, 1) - 0.1)
 
 
 def test_compressed_models_load_each_others_state(model, rng):

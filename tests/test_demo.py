@@ -12,17 +12,31 @@ from typer.testing import CliRunner
 
 from qkernels import cli
 from qkernels.compress import RECIPES
-from qkernels.demo import data, measure, run
-from qkernels.demo.model import Batch, SentenceEncoder, linear_layers
+from qkernels.demo import run
+from qkernels.demo.minilm import data, demo
+from qkernels.demo.minilm.model import Batch, SentenceEncoder, linear_layers
 from qkernels.errors import ArgumentError
 
-# Mean cosine to float32 on the evaluated sentences that each int8 recipe must keep.
-COSINES = {"int8-token": 0.999, "int8-tensor": 0.98, "int8-static": 0.98, "int8-spiq": 0.99}
+# Mean cosine to float32 on the evaluated sentences that each recipe must keep.
+COSINES = {
+    "int8-token": 0.999,
+    "int8-tensor": 0.98,
+    "int8-static": 0.98,
+    "int8-spiq": 0.99,
+    "w4a8": 0.945,
+    "w4a8-g128": 0.965,
+    "w4a8-g64": 0.972,
+    "w4a8-g32": 0.979,
+    "w3a8-g64": 0.88,
+    "w2a8-g16": 0.65,
+    "w4a4": 0.80,
+    "w4a4-g64": 0.83,
+}
 
 
 @pytest.fixture(scope="module")
 def folder():
-    return data.model_folder("minilm")
+    return data.model_folder()
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +78,8 @@ def test_tokenizer_equals_transformers(folder):
 def test_embed_keeps_the_order(folder, encoder):
     tokens = data.Tokenizer(folder)(data.sentences("calibration")[:5])
     with torch.no_grad():
-        together = measure.embed(encoder, tokens)
-        alone = np.concatenate([measure.embed(encoder, [t]) for t in tokens])
+        together = demo.embed(encoder, tokens)
+        alone = np.concatenate([demo.embed(encoder, [t]) for t in tokens])
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
@@ -121,7 +135,7 @@ def test_rows(result):
 
 
 def test_sizes(result):
-    sizes = {r["family"]: (r["linear_bytes"], r["bits_per_weight"]) for r in result[0]["rows"]}
+    sizes = {r["family"]: (r["weight_bytes"], r["bits_per_weight"]) for r in result[0]["rows"]}
     weights, outputs = 25 * 384 * 384 + 12 * 384 * 1536, 31 * 384 + 6 * 1536
     assert sizes["float32"] == (4 * (weights + outputs), 32)
     assert sizes["bfloat16"] == (2 * (weights + outputs), 16)
@@ -141,7 +155,7 @@ def test_cosine(result, recipe):
 
 
 def test_bad_arguments(tmp_path):
-    with pytest.raises(ArgumentError, match=r"model is 'bert'; accepted: minilm"):
+    with pytest.raises(ArgumentError, match=r"model is 'bert'; accepted: minilm, efficientnet-lite0"):
         run.run(model="bert", out=tmp_path)
     with pytest.raises(ArgumentError, match=r"int9; accepted: int8-token"):
         run.run(recipes=["int9"], out=tmp_path)
@@ -167,4 +181,6 @@ def test_cli_errors_are_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.app()
     assert stop.value.code == 2
-    assert capsys.readouterr().err == "qkernels demo: model is 'bert'; accepted: minilm.\n"
+    assert (
+        capsys.readouterr().err == "qkernels demo: model is 'bert'; accepted: minilm, efficientnet-lite0.\n"
+    )

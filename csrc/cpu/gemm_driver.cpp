@@ -24,11 +24,11 @@ struct Ahead {
 
     Ahead(const Problem& p, int64_t panel, int64_t rows, int64_t groups, bool in_registers) {
         const GemmHeader& h = *p.w.header;
-        if (p.a == nullptr || h.code_bytes() <= kPrefetchBytes) return;
         const int64_t bits = p.w.panel(panel).bits;
         stream = in_registers && bits < 8;
         // A single row of int8 only streams, which the hardware foresees; more rows compute long enough.
-        if (!stream && (rows <= 1 || panel + 1 >= h.panels())) return;
+        if (!stream && (rows <= 1 || panel + 1 >= h.panels() || h.code_bytes() <= kPrefetchBytes)) return;
+        if (p.pointers != nullptr) return;
         from = reinterpret_cast<const char*>(stream ? p.w.codes(panel) + kStreamBytes : p.w.codes(panel + 1));
         most = step_bytes(stream ? bits : p.w.panel(panel + 1).bits) / 16;
         lines = ceil_div(most, groups);
@@ -64,7 +64,7 @@ void finish(const Problem& p, int32_t* tile, int64_t row, int rows, int64_t n0, 
 void run_channels(const Problem& p, int64_t panel, int64_t begin, int64_t end, int cols) {
     const GemmHeader& h = *p.w.header;
     const int64_t n0 = panel * kPanelN, groups = ceil_div(end - begin, p.isa.mr), bits = p.w.panel(panel).bits;
-    const bool indirect = p.a == nullptr;
+    const bool indirect = p.pointers != nullptr;
     const int64_t segments = indirect ? h.segments : 1, steps = (indirect ? h.segment_pad : h.k_pad) / kStepK;
     const int64_t block_segments = std::max<int64_t>(1, kBlockK / std::max<int64_t>(h.segment_pad, 1));
     const int64_t blocks =

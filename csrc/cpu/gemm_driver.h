@@ -16,7 +16,7 @@ struct Problem {
     // Rows of activation codes, u8: contiguous over the padded k, or a pointer to each of their segments.
     const uint8_t* a = nullptr;
     int64_t lda = 0;
-    const uint8_t* const* pointers = nullptr;  // pointers[row * segments + s], if a is null
+    const uint8_t* const* pointers = nullptr;  // pointers[row * segments + s]; null: a is used
     const int32_t* init = nullptr;             // [n_pad] where accumulators start (weights that are not grouped)
     uint8_t zero = 128;                        // the stored code of 0
     Epilogue epilogue = {};

@@ -1,4 +1,8 @@
-"""``qkernels demo``: a real sentence model, compressed by every recipe, beside float32 and bfloat16 torch."""
+"""``qkernels demo``: a real model, compressed by every recipe, beside float32 and bfloat16 torch.
+
+One folder per model: ``model.py``, the network; ``data.py``, what it reads; ``demo.py``, what is measured and shown.
+What all share is beside them: ``run`` from start to end, ``variants``, ``measure``, ``report`` and ``picture``.
+"""
 
 import os
 

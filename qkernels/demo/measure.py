@@ -1,35 +1,22 @@
-"""Time and quality of the variants. Everything is measured in one run, on the same threads, in turns."""
+"""Time of the variants. Everything is measured in one run, on the same threads, in turns."""
 
 import time
 from statistics import median
 
 import numpy as np
-import torch
 
-from .model import Batch, linear_layers
 from .variants import COMPILED
 
-LINEAR_EVENTS = {  # operators that multiply by a weight in a compiled graph
+MULTIPLY_EVENTS = {  # operators that multiply by a weight in a compiled graph
     "aten::addmm",
     "aten::mm",
     "mkl::_mkl_linear",
     "mkldnn::_linear_pointwise",
+    "mkldnn::_convolution_pointwise",
+    "mkldnn::_convolution_pointwise_",
     "qkernels::linear_int",
+    "qkernels::conv2d_int",
 }
-
-
-def batches(token_lists, size=32, padded=True):
-    """Sentences as batches, sorted by length to need little padding, and where each sentence went."""
-    order = sorted(range(len(token_lists)), key=lambda i: len(token_lists[i]))
-    parts = [order[i : i + size] for i in range(0, len(order), size)]
-    return [Batch.of([token_lists[i] for i in part], padded=padded) for part in parts], order
-
-
-def embed(call, token_lists):
-    """Unit vectors (len(token_lists), hidden) in float32, in the order given."""
-    parts, order = batches(token_lists)
-    out = torch.cat([call(*b)[0].float() for b in parts])
-    return out[torch.tensor(order).argsort()].numpy()
 
 
 def in_turns(variants, cases, seconds, least, most, tick):
@@ -67,36 +54,48 @@ def spread(samples):
 
 
 def outside_share(variant, case, parts, repeats=3):
-    """Share of the time that is not spent in the linear layers: median of ``repeats`` measured calls.
+    """Share of the time that is not spent in the layers with weights: median of ``repeats`` measured calls.
 
-    Eager models get a clock around each linear layer. A compiled graph has no layers left to put one around,
-    so its multiplies are read from the profiler (GELU counts as linear where it is fused into the multiply).
+    Eager models get a clock around each layer. A compiled graph has no layers left to put one around, so its
+    multiplies are read from the profiler (an activation counts with the multiply that it is fused into).
     """
     measure = _outside_profiled if variant.how == COMPILED else _outside_clocked
     return median(measure(variant, case, parts) for _ in range(repeats))
 
 
 def _outside_clocked(variant, case, parts):
-    inside, layers = 0.0, linear_layers(variant.model).values()
+    if hasattr(variant.model, "clock"):
+        times = [variant.model.clock(*batch) for batch in parts]
+        inside = sum(t[name] for t in times for name in variant.layers)
+        return 1 - inside / sum(sum(t.values()) for t in times)
+    with clocks(variant.layers) as inside:
+        total = _clock(variant.run[case], parts)
+    return 1 - sum(inside.values()) / total
 
-    def clocked(forward):
-        def call(x):
-            nonlocal inside
+
+class clocks:
+    """While entered, adds up the seconds that each of {name: module} takes: {name: seconds}."""
+
+    def __init__(self, layers):
+        self.layers, self.seconds = layers, dict.fromkeys(layers, 0.0)
+
+    def __enter__(self):
+        for name, layer in self.layers.items():
+            layer.forward = self._clocked(name, layer.forward)
+        return self.seconds
+
+    def __exit__(self, *_):
+        for layer in self.layers.values():
+            del layer.forward
+
+    def _clocked(self, name, forward):
+        def call(*args):
             start = time.perf_counter()
-            y = forward(x)
-            inside += time.perf_counter() - start
+            y = forward(*args)
+            self.seconds[name] += time.perf_counter() - start
             return y
 
         return call
-
-    for layer in layers:
-        layer.forward = clocked(layer.forward)
-    try:
-        total = _clock(variant.run[case], parts)
-    finally:
-        for layer in layers:
-            del layer.forward
-    return 1 - inside / total
 
 
 def _outside_profiled(variant, case, parts):
@@ -104,18 +103,46 @@ def _outside_profiled(variant, case, parts):
 
     with profile(use_kineto=False) as events:
         total = _clock(variant.run[case], parts)
-    inside = sum(e.cpu_time_total for e in events.key_averages() if e.key in LINEAR_EVENTS)
+    inside = sum(e.cpu_time_total for e in events.key_averages() if e.key in MULTIPLY_EVENTS)
     return 1 - inside * 1e-6 / total
 
 
-def cosines(a, b):
-    """Cosine of each row of ``a`` with the same row of ``b``."""
-    return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+def row(variant, times, cases, ours):
+    """What every row of the result says of a variant; the demo of a model adds its quality.
+
+    Args:
+        times: what in_turns returned.
+        ours: recipes of qkernels.
+    """
+    return {
+        "family": variant.family,
+        "how": variant.how,
+        "qkernels": variant.family in ours,
+        "weight_bytes": variant.weight_bytes(),
+        "bits_per_weight": variant.bits_per_weight(),
+        "times": times[variant.name],
+        "outside_share": {case: outside_share(variant, case, parts) for case, parts in cases.items()},
+    }
 
 
-def agreement(call, tokens, i, j, scores):
-    """Spearman's rank correlation of the cosines of the pairs (i, j) with what people said."""
-    from scipy.stats import spearmanr
+def summarize(rows, plain, items):
+    """Add to each row what follows from its times: medians, spreads, throughput, speed-ups of medians.
 
-    e = embed(call, tokens)
-    return float(spearmanr(cosines(e[i], e[j]), scores).statistic)
+    Args:
+        plain: ``how`` of the float32 row that users have.
+        items: sentences or images of the case "batch".
+    """
+    for case in ("one", "batch"):
+        best = min((r for r in rows if r["family"] == "float32"), key=lambda r: np.median(r["times"][case]))
+        users = next(r for r in rows if r["family"] == "float32" and r["how"] == plain)
+        for r in rows:
+            t = np.array(r["times"][case])
+            r[case] = {
+                "milliseconds": float(np.median(t) * 1e3),
+                "spread": spread(t),
+                "speedup_over_best_float32": float(np.median(best["times"][case]) / np.median(t)),
+                "speedup_over_plain_float32": float(np.median(users["times"][case]) / np.median(t)),
+                "is_best_float32": r is best,
+            }
+            if case == "batch":
+                r[case]["per_second"] = float(items / np.median(t))

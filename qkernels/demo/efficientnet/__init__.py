@@ -1,0 +1,1 @@
+"""The image classifier EfficientNet-Lite0."""

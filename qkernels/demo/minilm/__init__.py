@@ -1,0 +1,1 @@
+"""The sentence model all-MiniLM-L6-v2."""
