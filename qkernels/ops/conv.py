@@ -92,8 +92,8 @@ def conv2d(
             activations (weight-only; reference speed so far).
         out_dtype: float32, bfloat16 or float16; None is the dtype of x.
         backend: None (the fastest that takes the call), "cpu" or "reference"; a named one never falls back.
-        padding_mode: "zeros"; with bits=1 also "alternating": +1 where row plus column of the padded image is even, else
-            -1, so that every product is one of signs (thesis section 3.3.1).
+        padding_mode: "zeros"; with bits=1 also "alternating": +1 where row plus column of the padded image is even,
+            else -1, so that every product is one of signs (thesis section 3.3.1).
 
     With InputQuant(bits=1, granularity="tensor") both sides are signs, x_scale is mean|x| (or static) and what padding
     with zeros adds is 0; w is a BinaryWeight or TernaryWeight, the activation may be a DPReLU.
