@@ -53,6 +53,11 @@ def rows(quick):
     found += [
         Row(k, m, bench.SMALL, bench.SMALL) for k in kernels if k not in fastest for m in bench.SMALL_MS
     ]
+    found += [
+        Row(kernel, 28 * 28 if is_fastest(kernel) else 25, 9 * 128, 128)
+        for kernel in registry.kernels("conv2d")
+        if kernel.format in FORMATS and kernel.core == "binary"
+    ]
     return found + bench.elementwise_rows("pack_signs", quick, ["token"])
 
 
@@ -85,6 +90,8 @@ def case(row):
     op = row.kernel.op
     if op == "pack_signs":
         return _pack_signs(row)
+    if op == "conv2d":
+        return _conv2d(row)
     made = _kept(row.kernel.format, row.K, row.N)
     w = made.weight
     if row.kernel.core == "gemm" or row.kernel.backend != "cpu":
@@ -164,6 +171,22 @@ def _from_bits(row, made):
     return Case(calls, w.nbytes, error, (bits, nonzero, out, keep))
 
 
+def _conv2d(row):
+    """3x3, 128 channels, a square image of M pixels, floats in and out."""
+    size, rng = math.isqrt(row.M), np.random.default_rng(row.M)
+    x = rng.standard_normal((1, size, size, 128), np.float32).transpose(0, 3, 1, 2)
+    w = FORMATS[row.kernel.format].quantize(rng.standard_normal((128, 128, 3, 3), np.float32))
+    quant = qk.InputQuant(bits=1, granularity="tensor", scale=1.0)
+    call = registry_call(row, x, w, padding=1, input_quant=quant)
+
+    def error():
+        signs = np.pad(np.where(x >= 0, 1.0, -1.0), ((0, 0), (0, 0), (1, 1), (1, 1)))
+        windows = np.lib.stride_tricks.sliding_window_view(signs, (3, 3), (2, 3))
+        return difference(call(), np.einsum("bchwij,ocij->bohw", windows, w.dense(), optimize=True))
+
+    return Case([call], w.nbytes, error)
+
+
 def _pack_signs(row):
     x, quant = bench.random(row), qk.InputQuant(bits=1) if row.variant else None
     nbytes = x.nbytes + x.size // 8
@@ -182,7 +205,9 @@ def _pack_signs(row):
         0 if quant else 2,
         1.0,
     )
-    call = partial(qk._native.pack_signs, *args, bits.ctypes.data, scales.ctypes.data, row.threads)
+    call = partial(
+        qk._native.pack_signs, *args, bits.ctypes.data, bits.shape[1], scales.ctypes.data, row.threads
+    )
     return Case([call], nbytes, lambda: difference(bits, expected), (x, bits, scales))
 
 

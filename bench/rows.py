@@ -21,7 +21,7 @@ SMALL, SMALL_MS = (
     [1, 16],
 )  # for kernels other than the fastest: they are here to be seen, not to be tuned
 MAX_COPIES = 4096
-BITS = ("BinaryWeight", "TernaryWeight")
+ELSEWHERE = ("BinaryWeight", "TernaryWeight", "MixedIntWeight")  # formats with a bench file of their own
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ def thread_counts():
 def gemm_rows(op, quick, variants=()):
     """Rows of an op with a weight: the fastest kernel everywhere, others and variants on a small shape.
 
-    Formats of bits have their rows in bench_binary.py.
+    Other formats have files of their own: bench_binary.py, bench_narrow.py.
     """
-    fastest = [k for k in registry.kernels(op) if is_fastest(k) and k.format not in BITS]
+    fastest = [k for k in registry.kernels(op) if is_fastest(k) and k.format not in ELSEWHERE]
     rows = [
         Row(kernel, m, k, n, mode, threads)
         for k, n in (QUICK_SHAPES if quick else SHAPES)
@@ -113,7 +113,7 @@ def elementwise_rows(op, quick, variants=()):
 
 
 def small_rows(op):
-    others = [k for k in registry.kernels(op) if not is_fastest(k) and k.format not in BITS]
+    others = [k for k in registry.kernels(op) if not is_fastest(k) and k.format not in ELSEWHERE]
     return [Row(k, m, SMALL, SMALL) for k in others for m in SMALL_MS]
 
 

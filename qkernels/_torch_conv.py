@@ -195,6 +195,8 @@ def conv2d(
         raise UnsupportedError(
             "conv2d: under torch.compile an input_quant is needed, backend must be None and padding_mode 'zeros'."
         )
+    if input_quant.bits == 1:
+        raise UnsupportedError("conv2d: under torch.compile InputQuant(bits=1) does not work yet.")
     if input_quant.granularity == "token":
         raise ArgumentError("conv2d: input_quant has granularity 'token'; accepted: 'tensor', 'channel'.")
     if input_quant.granularity == "channel" and input_quant.scale is not None:

@@ -1,8 +1,12 @@
 """The binary core on the CPU: prepacked bits, and calls from checked arguments to the native kernels."""
 
+import sys
+
 import numpy as np
 
 from . import _native
+from ._arrays import is_torch
+from .binary import DPReLU
 from .cpu import ACTIVATIONS, FLOATS, address, dtype_name, float_vector
 from .errors import ArgumentError
 from .registry import ISAS, num_threads
@@ -15,12 +19,17 @@ def packed_tensor(w):
     w = w.numpy()
     n, k = w.matrix_shape
     planes = [np.ascontiguousarray(getattr(w, name)) for name in w.planes]
+    return _prepacked(planes, n, k, k, np.ascontiguousarray(w.alpha))
+
+
+def _prepacked(planes, n, k, products, alpha):
     nonzero = planes[1] if len(planes) == 2 else None
-    alpha = np.ascontiguousarray(w.alpha)
     size = _native.binary_packed_bytes(n, k, nonzero is not None)
     raw = np.empty(size + 64, np.uint8)
     block = raw[-raw.ctypes.data % 64 :][:size]
-    _native.binary_prepack(address(planes[0]), address(nonzero), n, k, address(alpha), address(block), size)
+    _native.binary_prepack(
+        address(planes[0]), address(nonzero), n, k, products, address(alpha), address(block), size
+    )
     return block
 
 
@@ -139,9 +148,87 @@ def pack_signs(r):
         mode,
         1.0 if q is None or q.scale is None else q.scale,
         address(bits),
+        r.width,
         address(scales),
         num_threads(),
     )
     if row >= 0:
         refuse_row("pack_signs", row)
     return r.shaped_as(bits) if q is None else (r.shaped_as(bits), r.scales(scales, mode == 0))
+
+
+# ---- convolutions ----------------------------------------------------------------------------------------
+
+
+def packed_groups(w, groups):
+    """For each group of a convolution its weight prepacked, a segment of whole words for each tap, and the sums of its
+    taps: int32 (taps, N padded to 64)."""
+    kept = w.__dict__.setdefault("_packed_taps", {})
+    if groups not in kept:
+        v = w.numpy()
+        o, i, kh, kw = v.shape
+        n, taps, words = o // groups, kh * kw, -(-i // 64)
+        codes = v.codes().reshape(o, i, taps).transpose(0, 2, 1)
+        kept[groups] = []
+        for g in range(groups):
+            part = codes[g * n : (g + 1) * n]
+            padded = np.zeros((n, taps, words * 64), bool)
+            planes = []
+            for flags in (part > 0, part != 0)[: len(w.planes)]:
+                padded[..., :i] = flags
+                planes.append(np.packbits(padded.reshape(n, -1), axis=1, bitorder="little"))
+            alpha = np.ascontiguousarray(v.alpha[g * n : (g + 1) * n])
+            block = _prepacked(planes, n, taps * words * 64, taps * i, alpha)
+            sums = np.zeros((taps, -(-n // 64) * 64), np.int32)
+            sums[:, :n] = part.sum(2, dtype=np.int32).T
+            kept[groups].append((_native.PackedBinary(address(block), block.nbytes, block), sums))
+    return kept[groups]
+
+
+def conv2d(r):
+    """Registry entry of ``conv2d`` with InputQuant(bits=1): r is an ops.conv.ConvRequest."""
+    g, q = r.geometry, r.options["input_quant"]
+    b, _, height, width = r.x.shape
+    o, per_group, kh, kw = r.w.shape
+    words, isa, threads = -(-per_group // 64), ISAS[r.isa][0], num_threads()
+    x = r.x.detach().resolve_neg().permute(0, 2, 3, 1).contiguous() if is_torch(r.x) else nhwc(r.x)
+    rows = b * height * width * g.groups
+    bits, scale = np.empty((rows, words), np.uint64), np.empty(1, np.float32)
+    row = _native.pack_signs(
+        *(isa, address(x), FLOATS[dtype_name(x)], rows, per_group, per_group, scale_mode(q)),
+        *(1.0 if q.scale is None else q.scale, address(bits), words * 8, address(scale), threads),
+    )
+    if row >= 0:
+        refuse_row("conv2d", row)
+    out_height, out_width = r.shape[2:]
+    numbers = [b, height, width, out_height, out_width, kh, kw, *g.stride, *g.dilation]
+    numbers += [g.padding[0], g.padding[2], words * g.groups, words, per_group]
+    bias = None if r.bias is None else float_vector(r.bias)
+    y = _empty_nhwc(r, out_height, out_width)
+    n, size = o // g.groups, 4 if r.out_name == "float32" else 2
+    for i, (weight, sums) in enumerate(packed_groups(r.w, g.groups)):
+        part = slice(i * n, (i + 1) * n)
+        activation = r.options["activation"]
+        if activation is not None and not isinstance(activation, str) and activation.channels > 1:
+            activation = DPReLU(*(a[part] if a.size > 1 else a for a in activation.arrays()))
+        epilogue, _keep = plan(r.out_name, n, None if bias is None else bias[part], activation)
+        weight.run_conv(
+            *(isa, address(bits) + i * words * 8, numbers, address(sums) if r.options["zeros"] else 0),
+            *(float(scale[0]), epilogue, address(y) + i * n * size, o, threads),
+        )
+    y = y.permute(0, 3, 1, 2) if is_torch(y) else y.transpose(0, 3, 1, 2)
+    if r.channels_last:
+        return y
+    return y.contiguous() if is_torch(y) else np.ascontiguousarray(y)
+
+
+def nhwc(x):
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+
+
+def _empty_nhwc(r, height, width):
+    shape = r.shape[0], height, width, r.shape[1]
+    if is_torch(r.x):
+        torch = sys.modules["torch"]
+        return torch.empty(shape, dtype=getattr(torch, r.out_name))
+    return np.empty(shape, r.out_name)

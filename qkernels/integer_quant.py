@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ._arrays import as_float32, first_bad
+from ._arrays import as_float32, as_numpy, first_bad
 from .errors import ArgumentError, DTypeError
 from .quant import Requant
 
@@ -20,10 +20,14 @@ MOST_EXPONENTS = 2**24  # values of a softmax row
 
 def positive(where, name, value):
     """``value`` as a float, finite and above 0."""
-    try:
-        number = float(None if isinstance(value, bool | str) else value)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise DTypeError(f"{where}: {name} is {value!r}; accepted: one number.") from None
+    if type(value) is not float:
+        a = as_numpy(value, where, name)
+        if a.size != 1 or a.dtype.kind not in "iuf":
+            raise DTypeError(
+                f"{where}: {name} has dtype {a.dtype}, shape {a.shape}; accepted: one real number."
+            )
+        value = a.reshape(())
+    number = float(value)
     if not 0 < number < math.inf:
         raise ArgumentError(f"{where}: {name} is {number}; accepted: finite numbers above 0.")
     return number

@@ -215,6 +215,9 @@ def conv2d(r):
     w, q, act = r.w.numpy(), r.options["input_quant"], r.options["activation"]
     if q is None:
         return _image_result(r, reference.conv2d_float(_images(r), w, r.geometry, bias, act))
+    if q.bits == 1:
+        y = reference.conv2d_signs(_images(r), w, q, r.geometry, bias, act, r.options["zeros"])
+        return _image_result(r, y)
     return _image_result(r, reference.conv2d(_images(r), w, q, r.geometry, bias, act))
 
 

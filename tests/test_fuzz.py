@@ -112,6 +112,40 @@ def sometimes_garbage(rng, value):
     return WORDS[rng.integers(len(WORDS))] if p < 0.87 else garbage(rng)
 
 
+INTEGER = ["add_requant", "concat_requant", "lookup_int8", "gelu_int", "softmax_int", "layer_norm_int"]
+INTEGER += [
+    "max_pool2d_int",
+    "avg_pool2d_int",
+    "AddRequant.from_scales",
+    "LayerNormInt.from_float",
+    "lookup_table",
+]
+
+
+def integer_arguments(rng, target, m, k):
+    """Arguments of the integer-only operations that are nearly right."""
+    q = array(rng, rng.choice([np.int8, np.uint8]), m, k)
+    scales = [10.0 ** rng.uniform(-3, 1) for _ in range(3)]
+    zps = [int(rng.integers(-128, 256)) for _ in range(3)]
+    sums = [scales[0], zps[0], scales[1], zps[1], scales[2], zps[2]]
+    norm = [rng.standard_normal(k + 1), rng.standard_normal(k + 1), *scales[:2], zps[0], 1e-5]
+    image = array(rng, rng.choice([np.int8, np.uint8]), *rng.integers(0, 6, 4))
+    sizes = [int(v) for v in rng.integers(0, 4, 3)]
+    return {
+        "add_requant": lambda: [q, q, qk.AddRequant.from_scales(*sums), "relu"],
+        "concat_requant": lambda: [[q, q], scales[:2], zps[:2], scales[2], zps[2], int(rng.integers(-3, 3))],
+        "lookup_int8": lambda: [q, random_codes(rng, 256)],
+        "gelu_int": lambda: [q, scales[0], zps[0], scales[1], zps[1]],
+        "softmax_int": lambda: [q, scales[0], -1],
+        "layer_norm_int": lambda: [q, qk.LayerNormInt.from_float(*norm)],
+        "max_pool2d_int": lambda: [image, *sizes, 1, bool(rng.integers(2))],
+        "avg_pool2d_int": lambda: [image, *sizes, bool(rng.integers(2)), bool(rng.integers(2)), zps[0]],
+        "AddRequant.from_scales": lambda: sums,
+        "LayerNormInt.from_float": lambda: norm,
+        "lookup_table": lambda: [np.tanh, scales[0], zps[0], scales[1], zps[1]],
+    }[target]()
+
+
 def arguments(rng, target):
     """Arguments that are nearly right."""
     m, k, n = (int(v) for v in rng.integers(0, 7, 3))
@@ -138,6 +172,8 @@ def arguments(rng, target):
         good = [array(rng, np.int32, m, n), requant(rng, n)]
     elif target == "quantize_activations":
         good = [array(rng, float_type, m, k), input_quant(rng, k)]
+    elif target in INTEGER:
+        good = integer_arguments(rng, target, m, k)
     elif target == "signs":
         good = [
             array(rng, float_type, m, k),
@@ -227,6 +263,7 @@ TARGETS += [
     "Threshold.from_batch_norm",
     "DPReLU",
 ]
+TARGETS += INTEGER
 NAMES = {"signs": "linear"}  # targets that are another use of a public name
 
 

@@ -130,8 +130,9 @@ def all_lines(table: Table, where: list[str], group: list[dict]) -> None:
 def markdown(rows: list[dict], problem: str, everything: bool = False) -> None:
     """Prints Markdown tables, a line a cell: our best row and the best peer on each number of threads.
 
-    Microseconds are of the fastest tenth, the ratio best peer / ours of those, in parentheses the median of
-    the ratios within a round; bold where qkernels is slower by more than 1.5 %.  ``everything``: all peers.
+    Microseconds are of the fastest tenth, and the best is who has the least; the ratio is best peer / ours of
+    those, in parentheses the median of the ratios within a round; bold where qkernels is slower by more than
+    1.5 %.  ``everything``: all peers.
     """
     groups, named = by_cell(rows, problem), PROBLEMS[problem].columns_of
     threads = sorted({r["threads"] for r in rows})
@@ -154,6 +155,7 @@ def markdown(rows: list[dict], problem: str, everything: bool = False) -> None:
 
 
 def markdown_cells(group: list[dict], scale: list[dict | None], everything: bool) -> list[str]:
+    group = sorted(group, key=lambda r: r["p10"])
     ours, best = best_of(group, ours=True), best_of(group, ours=False)
     peers = [r for r in group if r["family"] != OURS]
     peer = ", ".join(f"{short(r['p10'])} {r['name']}" for r in (peers if everything else peers[:1]))

@@ -67,23 +67,24 @@ struct BinaryPlan {
 void bind_binary(py::module_& m) {
     m.def("binary_packed_bytes",
           [](int64_t n, int64_t k, bool ternary) { return qk::binary_layout(n, k, ternary ? 2 : 1).total_bytes; });
-    m.def("binary_prepack",
-          [](Address signs, Address nonzero, int64_t n, int64_t k, Address alpha, Address out, int64_t out_bytes) {
-              if (n < 0 || k < 0 || qk::binary_layout(n, k, nonzero != 0 ? 2 : 1).total_bytes > out_bytes)
-                  throw std::invalid_argument("binary_prepack: the output buffer is too small");
-              py::gil_scoped_release release;
-              qk::binary_prepack(pointer<uint8_t>(signs), pointer<uint8_t>(nonzero), n, k, pointer<float>(alpha),
-                                 pointer<void>(out));
-          });
+    m.def("binary_prepack", [](Address signs, Address nonzero, int64_t n, int64_t k, int64_t products, Address alpha,
+                               Address out, int64_t out_bytes) {
+        if (n < 0 || k < 0 || qk::binary_layout(n, k, nonzero != 0 ? 2 : 1).total_bytes > out_bytes)
+            throw std::invalid_argument("binary_prepack: the output buffer is too small");
+        py::gil_scoped_release release;
+        qk::binary_prepack(pointer<uint8_t>(signs), pointer<uint8_t>(nonzero), n, k, products, pointer<float>(alpha),
+                           pointer<void>(out));
+    });
     m.def("pack_signs", [](int isa, Address x, int x_type, int64_t rows, int64_t k, int64_t ldx, int mode, float scale,
-                           Address bits, Address scales, int threads) {
+                           Address bits, int64_t pitch, Address scales, int threads) {
         const qk::BinaryKernels& kernels = checked_binary_isa(isa);
         if (x_type < 0 || x_type > 2) throw std::invalid_argument("pack_signs: a dtype number is out of range");
         const qk::SignScale kind = checked_mode(mode);
+        if (pitch < qk::ceil_div(k, 8)) throw std::invalid_argument("pack_signs: rows of bits overlap");
         present("pack_signs: x", x, rows * k);
         py::gil_scoped_release release;
         return qk::pack_signs(kernels, pointer<void>(x), static_cast<qk::DType>(x_type), rows, k, ldx, kind, scale,
-                              pointer<uint8_t>(bits), pointer<float>(scales), threads);
+                              pointer<uint8_t>(bits), pitch, pointer<float>(scales), threads);
     });
 
     py::class_<BinaryPlan>(m, "BinaryPlan", "What becomes of the accumulators of a binary product.")
@@ -99,8 +100,9 @@ void bind_binary(py::module_& m) {
             return BinaryPlan{out, activation, bias, up, down, gamma, zeta, threshold, flip, times};
         }));
 
-    py::class_<PackedBinary>(m, "PackedBinary", "A checked view of a prepacked binary or ternary weight.")
-        .def(py::init<Address, int64_t, py::object>(), py::arg("data"), py::arg("bytes"), py::arg("owner"))
+    py::class_<PackedBinary> packed_binary(m, "PackedBinary",
+                                           "A checked view of a prepacked binary or ternary weight.");
+    packed_binary.def(py::init<Address, int64_t, py::object>(), py::arg("data"), py::arg("bytes"), py::arg("owner"))
         .def_property_readonly(
             "shape", [](const PackedBinary& p) { return py::make_tuple(p.view().header->n, p.view().header->k); })
         // signs (m, ceil(k / 8)) bytes, nonzero likewise or 0, x_scale float32 (step 0 or 1) or 0
@@ -117,6 +119,44 @@ void bind_binary(py::module_& m) {
                                       {pointer<uint8_t>(signs), pointer<uint8_t>(nonzero), rows, pitch, nonzero_pitch},
                                       p.view(), e, static_cast<qk::BinaryOut>(plan.out), p.turn(), threads);
              });
+
+    // images of packed signs (binary.h): the numbers of BinaryImages after `bits`, in order; ldo: channels of a pixel
+    // of out
+    packed_binary.def("run_conv",
+                      [](const PackedBinary& p, int isa, Address bits, const std::vector<int64_t>& n, Address tap_sums,
+                         float x_scale, const BinaryPlan& plan, Address out, int64_t ldo, int threads) {
+                          const qk::BinaryKernels& kernels = checked_binary_isa(isa);
+                          const qk::BinaryHeader& h = *p.view().header;
+                          if (n.size() != 16) throw std::invalid_argument("run_conv: sixteen numbers are needed");
+                          const qk::BinaryImages x{pointer<uint64_t>(bits),
+                                                   n[0],
+                                                   n[1],
+                                                   n[2],
+                                                   n[3],
+                                                   n[4],
+                                                   n[5],
+                                                   n[6],
+                                                   n[7],
+                                                   n[8],
+                                                   n[9],
+                                                   n[10],
+                                                   n[11],
+                                                   n[12],
+                                                   n[13],
+                                                   n[14],
+                                                   n[15],
+                                                   pointer<int32_t>(tap_sums)};
+                          if (*std::min_element(n.begin(), n.end()) < 0 || x.stride_h < 1 || x.stride_w < 1 ||
+                              x.dilation_h < 1 || x.dilation_w < 1 || x.kernel_h * x.kernel_w * x.words != h.words ||
+                              x.words > x.pixel_words || x.channels > x.words * qk::kWordBits || ldo < h.n)
+                              throw std::invalid_argument("run_conv: numbers that contradict each other or the weight");
+                          present("conv2d: x", bits, x.batch * x.height * x.width * x.pixel_words);
+                          py::gil_scoped_release release;
+                          qk::BinaryEpilogue e = plan.epilogue(p.view(), out);
+                          e.ldo = ldo;
+                          e.x_scale = &x_scale;
+                          qk::binary_conv(kernels, x, p.view(), e, static_cast<qk::BinaryOut>(plan.out), threads);
+                      });
 
     // linear with binarized activations: what does not change between calls is held here, as in LinearInt8.
     struct LinearBinary {

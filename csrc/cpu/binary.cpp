@@ -35,16 +35,46 @@ struct Problem {
     BinaryEpilogue epilogue;
     BinaryStoreFn store;
     bool backwards;
+    const BinaryImages* images = nullptr;  // a convolution with zeros outside of the image: rows are output pixels
+    int64_t first_pixel = 0;               // of row 0
 };
 
 int64_t pitch(int64_t words) { return round_up(words, 8) + 8; }  // rows do not fall into the same cache sets
+
+struct Pixel {  // where the taps of an output pixel start
+    int64_t image, y, x;
+
+    Pixel(const BinaryImages& s, int64_t pixel)
+        : image(pixel / (s.out_height * s.out_width)),
+          y(pixel / s.out_width % s.out_height * s.stride_h - s.pad_top),
+          x(pixel % s.out_width * s.stride_w - s.pad_left) {}
+    bool inside(const BinaryImages& s, int64_t tap) const {
+        const int64_t row = y + tap / s.kernel_w * s.dilation_h, column = x + tap % s.kernel_w * s.dilation_w;
+        return row >= 0 && row < s.height && column >= 0 && column < s.width;
+    }
+    bool all_inside(const BinaryImages& s) const { return inside(s, 0) && inside(s, s.kernel_h * s.kernel_w - 1); }
+};
+
+// Bits of taps outside of the image are 0, which the product took for -1: add what that cost.
+void add_outside(const Problem& p, int64_t n0, int64_t row, int count, int32_t* tile) {
+    const BinaryImages& s = *p.images;
+    for (int r = 0; r < count; ++r) {
+        const Pixel pixel(s, p.first_pixel + row + r);
+        if (pixel.all_inside(s)) continue;
+        for (int64_t tap = 0; tap < s.kernel_h * s.kernel_w; ++tap) {
+            if (pixel.inside(s, tap)) continue;
+            const int32_t* sums = s.tap_sums + tap * p.w.header->n_pad + n0;
+            for (int c = 0; c < kBinaryPanel; ++c) tile[r * kBinaryPanel + c] += sums[c];
+        }
+    }
+}
 
 void run_panel(const Problem& p, int64_t panel, int64_t row_begin, int64_t row_end) {
     const BinaryHeader& h = *p.w.header;
     const bool masked = p.masks != nullptr, ternary = h.planes == 2;
     const int64_t n0 = panel * kBinaryPanel, groups = ceil_div(row_end - row_begin, p.isa.mr);
     const int cols = static_cast<int>(std::min<int64_t>(kBinaryPanel, h.n - n0));
-    alignas(64) int32_t tile[kBinaryMaxMr * kBinaryPanel];
+    alignas(64) int32_t tile[kBinaryMaxMr * kBinaryPanel] = {};
     const uint64_t *rows[kBinaryMaxMr], *masks[kBinaryMaxMr];
     BinaryTile t{rows,
                  masked ? masks : nullptr,
@@ -64,6 +94,7 @@ void run_panel(const Problem& p, int64_t panel, int64_t row_begin, int64_t row_e
         }
         if (masked) t.row_start = p.mask_counts + row;
         p.isa.micro[masked][ternary][count](t);
+        if (p.images != nullptr) add_outside(p, n0, row, count, tile);
         p.store(p.epilogue, tile, row, count, n0, cols);
         row += count;
     }
@@ -182,7 +213,8 @@ const BinaryKernels& binary_kernels(Isa isa) {
     }
 }
 
-void binary_prepack(const uint8_t* signs, const uint8_t* nonzero, int64_t n, int64_t k, const float* alpha, void* out) {
+void binary_prepack(const uint8_t* signs, const uint8_t* nonzero, int64_t n, int64_t k, int64_t products,
+                    const float* alpha, void* out) {
     const BinaryHeader h = binary_layout(n, k, nonzero == nullptr ? 1 : 2);
     char* base = static_cast<char*>(out);
     std::memset(base, 0, h.total_bytes);
@@ -196,7 +228,7 @@ void binary_prepack(const uint8_t* signs, const uint8_t* nonzero, int64_t n, int
     for (int64_t row = 0; row < n; ++row) {
         uint64_t* to = panels + row / kBinaryPanel * h.words * step + binary_slot(static_cast<int>(row % kBinaryPanel));
         alphas[row] = alpha[row];
-        start[row] = static_cast<int32_t>(k);
+        start[row] = static_cast<int32_t>(products);
         copy_bits(signs + row * row_bytes, k, words);
         for (int64_t i = 0; i < h.words; ++i) to[i * step] = words[i];
         if (nonzero == nullptr) continue;
@@ -232,6 +264,53 @@ void binary_gemm_bits(const BinaryKernels& isa, const SignRows& x, const BinaryV
             isa,      bits, masks, counts, ldx, rows, w, below(epilogue, row0, out), isa.store[static_cast<int>(out)],
             backwards};
         run(p, threads, copy);
+    }
+}
+
+void binary_conv(const BinaryKernels& isa, const BinaryImages& x, const BinaryView& w, BinaryEpilogue epilogue,
+                 BinaryOut out, int threads) {
+    const BinaryHeader& h = *w.header;
+    const int64_t m = x.outputs(), taps = x.kernel_h * x.kernel_w;
+    if (m == 0 || h.n == 0) return;
+    threads = threads_for(h, m, threads);
+    const int64_t ldx = pitch(h.words), most = std::min(m, std::max<int64_t>(192, kSuperRows / (ldx * 8)));
+    Scratch& scratch = Scratch::get(Scratch::padded<uint64_t>(most * ldx) + Scratch::padded<uint64_t>(2 * x.words));
+    uint64_t* bits = scratch.take<uint64_t>(most * ldx);
+    uint64_t* outside = scratch.take<uint64_t>(2 * x.words);  // a pixel of zeros, then one of ones
+    std::fill(outside, outside + 2 * x.words, 0);
+    if (x.tap_sums == nullptr)
+        for (int64_t c = 0; c < x.channels; ++c) outside[x.words + c / 64] |= uint64_t{1} << c % 64;
+    for (int64_t row0 = 0; row0 < m; row0 += most) {
+        const int64_t rows = std::min(most, m - row0);
+        auto gather = [&](int64_t begin, int64_t end) {
+            for (int64_t r = begin; r < end; ++r) {
+                const Pixel pixel(x, row0 + r);
+                uint64_t* to = bits + r * ldx;
+                for (int64_t tap = 0; tap < taps; ++tap, to += x.words) {
+                    const int64_t row = pixel.y + tap / x.kernel_w * x.dilation_h;
+                    const int64_t column = pixel.x + tap % x.kernel_w * x.dilation_w;
+                    const bool even = (row + x.pad_top + column + x.pad_left) % 2 == 0;
+                    const uint64_t* from =
+                        pixel.inside(x, tap)
+                            ? x.bits + ((pixel.image * x.height + row) * x.width + column) * x.pixel_words
+                            : outside + (x.tap_sums == nullptr && even ? x.words : 0);
+                    for (int64_t i = 0; i < x.words; ++i) to[i] = from[i];
+                }
+            }
+        };
+        const Problem p{isa,
+                        bits,
+                        nullptr,
+                        nullptr,
+                        ldx,
+                        rows,
+                        w,
+                        below(epilogue, row0, out),
+                        isa.store[static_cast<int>(out)],
+                        false,
+                        x.tap_sums != nullptr ? &x : nullptr,
+                        row0};
+        run(p, threads, gather);
     }
 }
 
@@ -273,7 +352,7 @@ int64_t binary_gemm_float(const BinaryKernels& isa, const void* x, DType x_type,
 }
 
 int64_t pack_signs(const BinaryKernels& isa, const void* x, DType x_type, int64_t m, int64_t k, int64_t ldx,
-                   SignScale mode, float scale, uint8_t* bits, float* scales, int threads) {
+                   SignScale mode, float scale, uint8_t* bits, int64_t pitch, float* scales, int threads) {
     const PackSignsFn pack = isa.pack_signs[static_cast<int>(x_type)];
     const int64_t bytes = ceil_div(k, 8), words = ceil_div(k, 64);
     threads = static_cast<int>(std::clamp<int64_t>(m * k * 4 >> 17, 1, threads));
@@ -287,7 +366,8 @@ int64_t pack_signs(const BinaryKernels& isa, const void* x, DType x_type, int64_
     parallel_for(threads, m, [&](int64_t row) {
         uint64_t* made = Scratch::get(Scratch::padded<uint64_t>(words)).take<uint64_t>(words);
         if (!pack_one(pack, row_of(x, x_type, ldx, row), k, mode, made, scales + row)) keep_first(bad, row);
-        std::memcpy(bits + row * bytes, made, bytes);
+        std::memcpy(bits + row * pitch, made, bytes);
+        std::memset(bits + row * pitch + bytes, 0, pitch - bytes);
     });
     return bad.load();
 }

@@ -151,8 +151,7 @@ uint32_t pack_row(const T* x, int64_t k, uint64_t* out, float* sum) {
         if (out) std::memcpy(out + i / 64, &word, 8);
     }
     float sums[64];
-    if constexpr (SUM)
-        each<kVectors>([&](auto v) [[gnu::always_inline]] { store(sums + v * LANES, total[v]); });
+    if constexpr (SUM) each<kVectors>([&](auto v) [[gnu::always_inline]] { store(sums + v * LANES, total[v]); });
     if (i < k) {
         uint64_t word = 0;
         for (int64_t c = i; c < k; c += LANES) {

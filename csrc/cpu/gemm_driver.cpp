@@ -24,11 +24,11 @@ struct Ahead {
 
     Ahead(const Problem& p, int64_t panel, int64_t rows, int64_t groups, bool in_registers) {
         const GemmHeader& h = *p.w.header;
-        if (p.pointers != nullptr || h.code_bytes() <= kPrefetchBytes) return;
         const int64_t bits = p.w.panel(panel).bits;
         stream = in_registers && bits < 8;
         // A single row of int8 only streams, which the hardware foresees; more rows compute long enough.
-        if (!stream && (rows <= 1 || panel + 1 >= h.panels())) return;
+        if (!stream && (rows <= 1 || panel + 1 >= h.panels() || h.code_bytes() <= kPrefetchBytes)) return;
+        if (p.pointers != nullptr) return;
         from = reinterpret_cast<const char*>(stream ? p.w.codes(panel) + kStreamBytes : p.w.codes(panel + 1));
         most = step_bytes(stream ? bits : p.w.panel(panel + 1).bits) / 16;
         lines = ceil_div(most, groups);

@@ -2,7 +2,7 @@
 //
 // Add: a register of bytes of each input is unpacked to four registers of (a, b) pairs of 16 bits; one vpmaddwd makes
 // both products and their sum, a shift and three saturating packs finish. 22 to 25 instructions per 64 codes on
-// AVX-512, which keeps up with L3 and memory and takes about twice what L2 would allow. (Permutes of VBMI from both
+// AVX-512, which keeps up with L3 and memory and takes three times what L2 would allow. (Permutes of VBMI from both
 // inputs would need 19, but occupy their port for two cycles each on Intel.)
 //
 // Lookup: the whole table in registers; two permutes per 64 codes with VBMI, sixteen shuffles without.

@@ -263,3 +263,22 @@ def linear_request(x, w, bias, activation, input_quant, compute_dtype, out_dtype
     names = tuple(FLOATS) if is_torch(x) else ("float32", "float16")
     name = name_of_dtype(op, out_dtype, dtype_name(x), names)
     return Request(op, x, w, bias, name, backend, activation=activation, input_quant=input_quant)
+
+
+def check_sign_conv(op, x, w, bias, activation, input_quant, padding_mode):
+    """What conv2d with InputQuant(bits=1) takes beside what every convolution does."""
+    if not isinstance(w, BITS_FORMATS):
+        raise DTypeError(
+            f"{op}: w is a {type(w).__name__}; accepted: qkernels.BinaryWeight, qkernels.TernaryWeight."
+        )
+    check_vector(op, "bias", bias, w.shape[0], (*FLOATS, "float64"))
+    check_binary_activation(op, activation, w.shape[0])
+    if input_quant.granularity != "tensor":
+        raise ArgumentError(
+            f"{op}: input_quant has granularity {input_quant.granularity!r}, and an output sums over many pixels; "
+            "accepted with bits=1: InputQuant(bits=1, granularity='tensor'), a scale or not."
+        )
+    if padding_mode not in ("zeros", "alternating"):
+        raise ArgumentError(
+            f"{op}: padding_mode is {padding_mode!r}; accepted with bits=1: 'zeros', 'alternating'."
+        )

@@ -12,6 +12,7 @@ from ..errors import ArgumentError, DTypeError, UnsupportedError
 from ..formats.base import WeightFormat
 from ..geometry import Geometry
 from ..quant import InputQuant
+from .binary import check_sign_conv
 from .conv_calls import Empty, again, keep, key_of
 from .plans import observed
 from .request import (
@@ -91,7 +92,11 @@ def conv2d(
             activations (weight-only; reference speed so far).
         out_dtype: float32, bfloat16 or float16; None is the dtype of x.
         backend: None (the fastest that takes the call), "cpu" or "reference"; a named one never falls back.
-        padding_mode: "zeros".
+        padding_mode: "zeros"; with bits=1 also "alternating": +1 where row plus column of the padded image is even, else
+            -1, so that every product is one of signs (thesis section 3.3.1).
+
+    With InputQuant(bits=1, granularity="tensor") both sides are signs, x_scale is mean|x| (or static) and what padding
+    with zeros adds is 0; w is a BinaryWeight or TernaryWeight, the activation may be a DPReLU.
 
     Returns:
         (B, O, H', W'), of the kind that x is.
@@ -142,18 +147,25 @@ def conv2d_request(
 ):
     op = "conv2d"
     geometry = check_images(op, "x", x, tuple(FLOATS), w, stride, padding, dilation, groups)
-    check_vector(op, "bias", bias, w.shape[0], (*FLOATS, "float64"))
-    check_activation(op, activation)
-    if padding_mode != "zeros":
-        raise ArgumentError(f"{op}: padding_mode is {padding_mode!r}; accepted: 'zeros'.")
-    if input_quant is not None:
+    signs = isinstance(input_quant, InputQuant) and input_quant.bits == 1
+    if signs:
+        check_sign_conv(op, x, w, bias, activation, input_quant, padding_mode)
+    else:
+        check_vector(op, "bias", bias, w.shape[0], (*FLOATS, "float64"))
+        check_activation(op, activation)
+    if padding_mode != "zeros" and not signs:
+        raise ArgumentError(
+            f"{op}: padding_mode is {padding_mode!r}; accepted: 'zeros' ('alternating' with InputQuant(bits=1))."
+        )
+    if input_quant is not None and not signs:
         check_conv_quant(op, w, input_quant, geometry)
         check_conv_accumulator(op, w, *input_quant.limits, input_quant.zero_point or 0)
     name = name_of_dtype(
         op, out_dtype, dtype_name(x), tuple(FLOATS) if is_torch(x) else ("float32", "float16")
     )
+    zeros = padding_mode == "zeros"
     return ConvRequest(
-        op, x, w, bias, geometry, name, backend, activation=activation, input_quant=input_quant
+        op, x, w, bias, geometry, name, backend, activation=activation, input_quant=input_quant, zeros=zeros
     )
 
 

@@ -7,11 +7,13 @@ that they look at but the tensors' memory, which ``readable`` and ``layout`` che
 import math
 import sys
 
+import numpy as np
+
 from .. import _native, cpu_integer, registry
 from ..registry import ISAS, num_threads
 
 _plans = {}
-_PLAIN = (int, float, str, bool, type(None), type)
+_PLAIN = {int, float, str, bool, type(None), type, np.float32, np.float64, np.int64}  # and two of torch's
 
 
 def readable(*tensors):
@@ -33,13 +35,13 @@ def layout(x):
 
 
 def key_of(op, *parameters):
-    """The key of a call, None where a parameter may change under it (tensors, arrays, lists)."""
-    for p in parameters:
-        if type(p) not in _PLAIN and type(p).__module__ not in ("torch", "numpy"):
+    """The key of a call with torch tensors, None where a parameter may change under it (tensors, arrays, lists)."""
+    types = tuple(map(type, parameters))
+    if not _PLAIN.issuperset(types):
+        _PLAIN.update(getattr(sys.modules.get("torch"), name) for name in ("dtype", "Size"))
+        if not _PLAIN.issuperset(types):
             return None
-        if hasattr(p, "shape"):
-            return None
-    return (op, *parameters, *map(type, parameters), registry._forced)
+    return op, parameters, types, registry._forced
 
 
 def find(key):

@@ -3,6 +3,7 @@
 from .activation import ACTIVATIONS, apply_activation
 from .binary import (
     binary_matmul,
+    conv2d_signs,
     dprelu,
     pack_signs,
     scaled,
@@ -39,6 +40,7 @@ __all__ = [
     "conv2d_float",
     "conv2d_int",
     "conv2d_requant",
+    "conv2d_signs",
     "dprelu",
     "exp_int",
     "gelu_int",

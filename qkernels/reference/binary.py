@@ -1,10 +1,13 @@
 """Binary and ternary products. A bit is a sign, 1 is +1; rows of bits are bytes, least significant bit first."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from .._arrays import first_bad
 from ..errors import ArgumentError
 from .activation import apply_activation
+from .conv import conv2d_int
 
 
 def binary_matmul(x_bits, w_bits, K):
@@ -102,3 +105,29 @@ def threshold_bits(acc, t):
 def threshold_multiples(acc, t):
     """``multiplicity[n] * sign`` of the thresholded neurons, int8 (thesis eq. 3.41)."""
     return np.where(threshold_bits(acc, t), t.multiplicity, -t.multiplicity).astype(np.int8)
+
+
+def conv2d_signs(x, w, iq, geometry, bias=None, activation=None, zeros=True):
+    """``conv2d`` of signs: acc of the ±1 image with the codes of w, then ``scaled``. NCHW in and out.
+
+    Outside of the image is 0 ("padded binary" of thesis section 3.3.1), or, without ``zeros``, +1 where row plus column
+    of the padded image is even and -1 where it is odd ("proper binary"). The scale's rows are the pixels, a group's
+    channels each.
+
+    Args:
+        x: float32 (B, C, H, W). w: BinaryWeight or TernaryWeight of shape (O, I, kh, kw) with NumPy fields.
+
+    Returns:
+        float32 (B, O, H', W').
+    """
+    _check_finite(x)
+    top, bottom, left, right = geometry.padding
+    b, c, height, width = x.shape
+    rows, columns = np.indices((height + top + bottom, width + left + right))
+    outside = 0 if zeros else np.where((rows + columns) % 2 == 0, 1, -1)
+    padded = np.broadcast_to(outside, (b, c, *rows.shape)).astype(np.int8)
+    padded[:, :, top : top + height, left : left + width] = np.where(x >= 0, 1, -1)
+    acc = conv2d_int(padded, w.codes().reshape(w.shape), replace(geometry, padding=(0, 0, 0, 0)))
+    pixels = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).reshape(-1, w.shape[1])
+    y = scaled(np.moveaxis(acc, 1, -1), w.alpha, sign_scale(pixels, iq)[0], bias, activation)
+    return np.ascontiguousarray(np.moveaxis(y, -1, 1))
