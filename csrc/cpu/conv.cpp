@@ -91,6 +91,29 @@ void gather(const ConvProblem& p, const GemmHeader& block, const uint8_t* const*
         for (int64_t i = 0; i < h.per_group; ++i) to[block.padded(i * kernel + t)] = taps[t][i];
 }
 
+// run_panel for a panel of at most 48 channels of 8-bit codes.
+void run_narrow(const ConvKernels& leaf, const Problem& p, int64_t panel, int cols) {
+    const GemmHeader& h = *p.w.header;
+    const int quarters = static_cast<int>(ceil_div(cols, kPanelN / kQuarters));
+    const int64_t n0 = panel * kPanelN;
+    alignas(64) int32_t tile[kMaxRows * kPanelN];
+    MicroArgs args;
+    args.row_step = args.segments = h.segments;
+    args.steps = h.segment_pad / kStepK;
+    args.codes = p.w.codes(panel);
+    args.init = p.init + n0;
+    args.tile = tile;
+    for (int64_t pixel = 0; pixel < p.m;) {
+        const int64_t left = ceil_div(p.m - pixel, leaf.rows[quarters]);
+        const int rows = static_cast<int>(ceil_div(p.m - pixel, left));
+        args.rows = p.pointers + pixel * h.segments;
+        leaf.narrow[quarters][rows](args);
+        if (p.patch) p.isa.patch_zero_point(p.epilogue, tile, pixel, rows, n0);
+        p.store(p.epilogue, tile, pixel, rows, n0, cols);
+        pixel += rows;
+    }
+}
+
 void run_group_panel(const ConvProblem& p, int64_t group, int64_t panel, const ConvUnit& unit, const Workspace& ws) {
     const ConvShape& s = p.call.shape;
     const ConvHeader& h = *p.w.header;
@@ -124,12 +147,17 @@ void run_group_panel(const ConvProblem& p, int64_t group, int64_t panel, const C
     char* out = static_cast<char*>(e.out);
     e.out = p.call.out_nchw ? ws.out : out + (first * h.n + shift) * e.out_bytes;
     e.ldo = p.call.out_nchw ? b.n_pad : h.n;
-    const int64_t most = b.k_pad > kBlockK ? kTileRows : pixels;
-    for (int64_t pixel = 0; pixel < pixels; pixel += most)
-        run_panel(product, panel, pixel, std::min(pixels, pixel + most));
+    const int cols = static_cast<int>(std::min<int64_t>(kPanelN, b.n - n0));
+    if (cols <= kPanelN - kPanelN / kQuarters && block.panel(panel).bits == 8 && !b.grouped) {
+        run_narrow(p.leaf, product, panel, cols);
+    } else {
+        const int64_t most = b.k_pad > kBlockK ? kTileRows : pixels;
+        for (int64_t pixel = 0; pixel < pixels; pixel += most)
+            run_panel(product, panel, pixel, std::min(pixels, pixel + most));
+    }
     if (p.call.out_nchw)
-        store_planes(p.leaf, s, e.out_bytes, h.n, ws.out + n0 * e.out_bytes, b.n_pad, first, pixels, shift + n0,
-                     std::min<int64_t>(kPanelN, b.n - n0), out);
+        store_planes(p.leaf, s, e.out_bytes, h.n, ws.out + n0 * e.out_bytes, b.n_pad, first, pixels, shift + n0, cols,
+                     out);
 }
 
 // All panels of a unit, or the one that is asked for (only >= 0, counted over all groups).

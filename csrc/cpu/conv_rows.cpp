@@ -131,8 +131,7 @@ bool ConvRows::write(int64_t row, uint8_t* out, uint8_t* temporary) const {
     const bool straight = kind_ == ConvKind::depthwise && !floats_ && nhwc_ && repeat_ == 1;
     if (straight) {  // the flip is part of the arrangement
         const auto* codes = reinterpret_cast<const uint8_t*>(from);
-        for (int64_t p = 0; p < count_; ++p)
-            leaf_.arrange(codes + p * x_.stride_w, channels_, flip_, pixels + p * pixel_);
+        leaf_.arrange(codes, x_.stride_w, count_, channels_, flip_, pixels, pixel_);
         return true;
     }
     uint8_t* dense = plain ? pixels : temporary;
@@ -146,7 +145,7 @@ bool ConvRows::write(int64_t row, uint8_t* out, uint8_t* temporary) const {
                 for (int64_t c = 0; c < channels_; ++c) std::memset(repeated + c * repeat_, codes[c], repeat_);
                 codes = repeated;
             }
-            leaf_.arrange(codes, channels_ * repeat_, 0, pixels + p * pixel_);
+            leaf_.arrange(codes, 0, 1, channels_ * repeat_, 0, pixels + p * pixel_, 0);
         }
     } else if (!plain) {
         const int64_t padded = round_up(per_group_, kStepK);

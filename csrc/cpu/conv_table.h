@@ -8,8 +8,14 @@ namespace {
 
 inline qk::ConvKernels make_conv_kernels() {
     qk::ConvKernels t{};
-    t.mr = simd::MR;
-    fill_depthwise(t.depthwise);
+    for (int q = 1; q <= qk::kQuarters; ++q) t.rows[q] = rows_of(q);
+    fill_narrow<1>(t.narrow[1]);
+    fill_narrow<2>(t.narrow[2]);
+    fill_narrow<3>(t.narrow[3]);
+    fill_depthwise<1>(t.depthwise[1]);
+    fill_depthwise<2>(t.depthwise[2]);
+    fill_depthwise<3>(t.depthwise[3]);
+    fill_depthwise<4>(t.depthwise[4]);
     t.transpose[0] = transpose<uint8_t>;
     t.transpose[1] = transpose<uint16_t>;
     t.transpose[2] = transpose<uint32_t>;

@@ -32,12 +32,13 @@ struct Workspace {
     char* out;         // [kRun][n] before they go to NCHW planes
 };
 
-void tiles(const DepthwiseProblem& p, const uint8_t* weights, const int32_t* init, int64_t count,
+void tiles(const DepthwiseProblem& p, const uint8_t* weights, const int32_t* init, int64_t count, int cols,
            const uint8_t* columns, int32_t* tile) {
     const ConvShape& s = p.call.shape;
     const int64_t column = p.quads * 4 * kBlockC;
+    const int quarters = static_cast<int>(ceil_div(cols, kBlockC / kQuarters));
     for (int64_t x = 0; x < count;) {
-        const int64_t left = ceil_div(count - x, p.leaf.mr), n = ceil_div(count - x, left);
+        const int64_t left = ceil_div(count - x, p.leaf.rows[quarters]), n = ceil_div(count - x, left);
         DepthwiseArgs args;
         args.columns = columns + x * s.stride_w * column;
         args.step = s.stride_w * column;
@@ -47,7 +48,7 @@ void tiles(const DepthwiseProblem& p, const uint8_t* weights, const int32_t* ini
         args.weights = weights;
         args.init = init;
         args.tile = tile + x * kBlockC;
-        p.leaf.depthwise[n](args);
+        p.leaf.depthwise[quarters][n](args);
         x += n;
     }
 }
@@ -87,10 +88,10 @@ void run_row(const DepthwiseProblem& p, int64_t row, const RowRing& ring, const 
         for (int64_t n0 = 0; n0 < h.n; n0 += kBlockC) {
             const int cols = static_cast<int>(std::min<int64_t>(kBlockC, h.n - n0));
             make_columns(p, rows, x, count, n0, ws.columns);
-            tiles(p, block.codes(n0 / kBlockC), p.init + n0, count, ws.columns, ws.tile);
+            tiles(p, block.codes(n0 / kBlockC), p.init + n0, count, cols, ws.columns, ws.tile);
             if (p.ones != nullptr) {
                 alignas(64) const int32_t zeros[kBlockC] = {};
-                tiles(p, p.ones, zeros, count, ws.columns, ws.sums);
+                tiles(p, p.ones, zeros, count, cols, ws.columns, ws.sums);
                 const int32_t* zero = block.zero_point() + n0;
                 for (int64_t i = 0; i < count * kBlockC; ++i)
                     ws.tile[i] = static_cast<int32_t>(static_cast<uint32_t>(ws.tile[i]) -

@@ -7,31 +7,33 @@
 // shuffles.
 #pragma once
 
-#include "conv_kernels.h"
+#include "conv_kernel.h"
 #include "gemm_kernel.h"
 
 namespace {
 
-template <int ROWS>
+template <int QUARTERS, int ROWS>
 void depthwise_tile(const qk::DepthwiseArgs& args) {
     using namespace simd;
+    constexpr int V = vectors(QUARTERS);
     const int64_t step = args.step, next = args.tap - (args.quads - 1) * 4 * qk::kBlockC, quads = args.quads;
-    for (int column = 0; column < qk::kBlockC; column += NV * ACC_N) {
-        acc_t acc[ROWS][NV];
+    for (int column = 0; column < QUARTERS * 16; column += V * ACC_N) {
+        acc_t acc[ROWS][V];
         unroll<ROWS>([&](auto r) __attribute__((always_inline)) {
-            unroll<NV>([&](auto v)
-                           __attribute__((always_inline)) { acc[r][v] = acc_load(args.init + column + v * ACC_N); });
+            unroll<V>([&](auto v)
+                          __attribute__((always_inline)) { acc[r][v] = acc_load(args.init + column + v * ACC_N); });
         });
         const uint8_t *weights = args.weights + column * 4, *x = args.columns + column * 4;
         int64_t left = quads;
         for (int64_t all = args.taps * quads; all > 0; --all) {  // one loop, as in gemm_kernel.h
-            wvec w[NV];
-            unroll<NV>([&](auto v)
-                           __attribute__((always_inline)) { w[v] = operand(load_b(weights + v * ACC_N * 4)); });
+            wvec w[V];
+            unroll<V>([&](auto v) __attribute__((always_inline)) { w[v] = operand(load_b(weights + v * ACC_N * 4)); });
+            const uint8_t* row = x;
             unroll<ROWS>([&](auto r) __attribute__((always_inline)) {
-                unroll<NV>([&](auto v) __attribute__((always_inline)) {
-                    acc[r][v] = dot4(acc[r][v], load_quads(x + r * step + v * ACC_N * 4), w[v]);
+                unroll<V>([&](auto v) __attribute__((always_inline)) {
+                    acc[r][v] = dot4(acc[r][v], load_quads(row + v * ACC_N * 4), w[v]);
                 });
+                row += step;
             });
             weights += 4 * qk::kBlockC;
             const bool last = --left == 0;
@@ -39,26 +41,26 @@ void depthwise_tile(const qk::DepthwiseArgs& args) {
             left = last ? quads : left;
         }
         unroll<ROWS>([&](auto r) __attribute__((always_inline)) {
-            unroll<NV>([&](auto v) __attribute__((always_inline)) {
+            unroll<V>([&](auto v) __attribute__((always_inline)) {
                 acc_store(args.tile + r * qk::kBlockC + column + v * ACC_N, acc[r][v]);
             });
         });
     }
 }
 
-template <int ROWS = simd::MR>
+template <int QUARTERS, int ROWS = rows_of(QUARTERS)>
 void fill_depthwise(qk::DepthwiseFn* table) {
-    table[ROWS] = depthwise_tile<ROWS>;
-    if constexpr (ROWS > 1) fill_depthwise<ROWS - 1>(table);
+    table[ROWS] = depthwise_tile<QUARTERS, ROWS>;
+    if constexpr (ROWS > 1) fill_depthwise<QUARTERS, ROWS - 1>(table);
 }
 
-inline void arrange(const uint8_t* x, int64_t channels, uint8_t flip, uint8_t* out) {
-    int64_t c = 0;
-    for (; c + qk::kBlockC <= channels; c += qk::kBlockC) simd::arrange64(x + c, flip, out + c);
-    if (c < channels) {
-        uint8_t rest[qk::kBlockC] = {};
-        __builtin_memcpy(rest, x + c, channels - c);
-        simd::arrange64(rest, flip, out + c);
+inline void arrange(const uint8_t* x, int64_t pixel, int64_t count, int64_t channels, uint8_t flip, uint8_t* out,
+                    int64_t out_pixel) {
+    const int64_t whole = channels / qk::kBlockC * qk::kBlockC;
+    const int rest = static_cast<int>(channels - whole);
+    for (int64_t p = 0; p < count; ++p, x += pixel, out += out_pixel) {
+        for (int64_t c = 0; c < whole; c += qk::kBlockC) simd::arrange64(x + c, qk::kBlockC, flip, out + c);
+        if (rest > 0) simd::arrange64(x + whole, rest, flip, out + whole);
     }
 }
 
