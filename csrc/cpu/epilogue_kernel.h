@@ -99,27 +99,27 @@ void store_float(const qk::Epilogue& e, const void* data, int64_t m0, int rows, 
 }
 
 // Rounding float_ of 4 * LANES columns from `c` on: three packs instead of four narrowing stores, the limits on bytes.
-inline void store_byte_quad(const qk::Epilogue& e, const int32_t* tile, int64_t m0, int rows, int64_t n0, int c) {
+template <bool BIAS, bool SIGNED>
+void store_byte_quad(const qk::Epilogue& e, const int32_t* tile, int64_t m0, int rows, int64_t n0, int c) {
     using namespace simd;
     const int64_t ldo = e.ldo, at = n0 + c;
     const int16_t zero = static_cast<int16_t>(e.out_zero);
-    const bool is_signed = e.hi <= 127, biased = e.bias_i32 != nullptr;  // codes of 0..127 are the same either way
     const auto lo = static_cast<int16_t>(e.lo), hi = static_cast<int16_t>(e.hi);
     const f32v most = set1(1073741824.0f);  // beyond it the conversion is not defined; packs saturate the rest
     f32v scale[4];
     i32v bias[4];
     for (int v = 0; v < 4; ++v) {
         scale[v] = load(e.requant_scale + at + v * LANES);
-        bias[v] = biased ? load(e.bias_i32 + at + v * LANES) : seti(0);
+        bias[v] = BIAS ? load(e.bias_i32 + at + v * LANES) : seti(0);
     }
     auto code = [&](const int32_t* acc, int v) {
-        return to_int(min(mul(to_float(addi(load(acc + v * LANES), bias[v])), scale[v]), most));
+        const i32v sum = BIAS ? addi(load(acc + v * LANES), bias[v]) : load(acc + v * LANES);
+        return to_int(min(mul(to_float(sum), scale[v]), most));
     };
     uint8_t* out = static_cast<uint8_t*>(e.out) + m0 * ldo + at;
     const int32_t* column = tile + c;
     for (int r = 0; r < rows; ++r, out += ldo, column += qk::kPanelN)
-        store_codes4(out, code(column, 0), code(column, 1), code(column, 2), code(column, 3), zero, is_signed, lo, hi,
-                     0);
+        store_codes4(out, code(column, 0), code(column, 1), code(column, 2), code(column, 3), zero, SIGNED, lo, hi, 0);
 }
 
 // Columns outside, rows inside: multipliers, shifts and their 64-bit halves are loaded once for all rows.
@@ -129,8 +129,12 @@ void store_byte(const qk::Epilogue& e, const void* data, int64_t m0, int rows, i
     const auto* tile = static_cast<const int32_t*>(data);
     const int64_t ldo = e.ldo;
     int c = 0;
-    if constexpr (R == qk::Rounding::float_ && LANES > 1)
-        for (; c + 4 * LANES <= cols; c += 4 * LANES) store_byte_quad(e, tile, m0, rows, n0, c);
+    if constexpr (R == qk::Rounding::float_ && LANES > 1) {
+        const bool is_signed = e.hi <= 127;  // codes of 0..127 are the same either way
+        auto* quad = e.bias_i32 ? (is_signed ? store_byte_quad<true, true> : store_byte_quad<true, false>)
+                                : (is_signed ? store_byte_quad<false, true> : store_byte_quad<false, false>);
+        for (; c + 4 * LANES <= cols; c += 4 * LANES) quad(e, tile, m0, rows, n0, c);
+    }
     for (; c < cols; c += LANES) {
         const int n = cols - c < LANES ? cols - c : LANES;
         const int64_t at = n0 + c;
