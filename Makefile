@@ -1,9 +1,11 @@
 # make demo   set everything up in .venv and run the main job: a sentence model, compressed and measured
+#             (MODEL=efficientnet-lite0: an image classifier)
 # make test   set everything up in .venv and run the tests
 # make bench  microbenchmarks with percent of the machine's limit, a table and JSON in bench/results/
 # make lint / format / wheelcheck / sanitize / clean
 
 PYTHON ?= python3
+MODEL ?= minilm
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -13,7 +15,7 @@ CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp')
 .PHONY: demo test bench lint format wheelcheck sanitize clean
 
 demo: $(VENV)/.demo $(VENV)/.installed
-	$(BIN)/qkernels demo
+	$(BIN)/qkernels demo --model $(MODEL)
 
 test: $(VENV)/.test $(VENV)/.demo $(VENV)/.installed
 	$(BIN)/python -m pytest

@@ -1,4 +1,4 @@
-"""Networks in integers only: equal to the reference step by step, close to the float network, clear when they refuse."""
+"""Networks in integers only: equal to the reference at each step, close to the float network, clear refusals."""
 
 import copy
 import pickle

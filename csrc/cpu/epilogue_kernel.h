@@ -98,28 +98,47 @@ void store_float(const qk::Epilogue& e, const void* data, int64_t m0, int rows, 
     }
 }
 
-// Rounding float_ of 4 * LANES columns from `c` on: three packs instead of four narrowing stores, the limits on bytes.
-template <bool BIAS, bool SIGNED>
-void store_byte_quad(const qk::Epilogue& e, const int32_t* tile, int64_t m0, int rows, int64_t n0, int c) {
+// 4 * LANES columns from `c` on, where every shift allows it (scales below 1/4 for `single`, below 1 for `double_`):
+// the low half of the 64-bit product does not reach the result, so high halves are shifted as int32, and three
+// saturating packs replace four narrowing stores, with the limits on bytes. False: not done.
+template <qk::Rounding R, bool BIAS>
+bool store_byte_quad(const qk::Epilogue& e, const int32_t* tile, int64_t m0, int rows, int64_t n0, int c) {
     using namespace simd;
+    constexpr bool kFloat = R == qk::Rounding::float_;
     const int64_t ldo = e.ldo, at = n0 + c;
     const int16_t zero = static_cast<int16_t>(e.out_zero);
+    const bool is_signed = e.hi <= 127;  // codes of 0..127 are the same either way
     const auto lo = static_cast<int16_t>(e.lo), hi = static_cast<int16_t>(e.hi);
     const f32v most = set1(1073741824.0f);  // beyond it the conversion is not defined; packs saturate the rest
     f32v scale[4];
-    i32v bias[4];
+    i32v bias[4], m[4], shift[4], half[4];
     for (int v = 0; v < 4; ++v) {
-        scale[v] = load(e.requant_scale + at + v * LANES);
-        bias[v] = BIAS ? load(e.bias_i32 + at + v * LANES) : seti(0);
+        const int64_t column = at + v * LANES;
+        bias[v] = BIAS ? load(e.bias_i32 + column) : seti(0);
+        if constexpr (kFloat) {
+            scale[v] = load(e.requant_scale + column);
+        } else {
+            m[v] = load(e.multiplier + column);
+            shift[v] = load(e.shift + column);
+            if (!all_at_least(shift[v], R == qk::Rounding::single ? 2 : 0)) return false;
+            if constexpr (R == qk::Rounding::single) {
+                shift[v] = subi(shift[v], seti(1));  // t - 32, t = 31 + shift
+                half[v] = pow2i(subi(shift[v], seti(1)));
+            }
+        }
     }
-    auto code = [&](const int32_t* acc, int v) {
-        const i32v sum = BIAS ? addi(load(acc + v * LANES), bias[v]) : load(acc + v * LANES);
-        return to_int(min(mul(to_float(sum), scale[v]), most));
+    auto code = [&](const int32_t* from, int v) {
+        const i32v acc = BIAS ? addi(load(from + v * LANES), bias[v]) : load(from + v * LANES);
+        if constexpr (kFloat) return to_int(min(mul(to_float(acc), scale[v]), most));
+        if constexpr (R == qk::Rounding::single) return srav(addi(high_product(acc, m[v]), half[v]), shift[v]);
+        return rounding_shift(high_doubled(acc, m[v]), shift[v]);
     };
     uint8_t* out = static_cast<uint8_t*>(e.out) + m0 * ldo + at;
     const int32_t* column = tile + c;
     for (int r = 0; r < rows; ++r, out += ldo, column += qk::kPanelN)
-        store_codes4(out, code(column, 0), code(column, 1), code(column, 2), code(column, 3), zero, SIGNED, lo, hi, 0);
+        store_codes4(out, code(column, 0), code(column, 1), code(column, 2), code(column, 3), zero, is_signed, lo, hi,
+                     0);
+    return true;
 }
 
 // Columns outside, rows inside: multipliers, shifts and their 64-bit halves are loaded once for all rows.
@@ -129,11 +148,9 @@ void store_byte(const qk::Epilogue& e, const void* data, int64_t m0, int rows, i
     const auto* tile = static_cast<const int32_t*>(data);
     const int64_t ldo = e.ldo;
     int c = 0;
-    if constexpr (R == qk::Rounding::float_ && LANES > 1) {
-        const bool is_signed = e.hi <= 127;  // codes of 0..127 are the same either way
-        auto* quad = e.bias_i32 ? (is_signed ? store_byte_quad<true, true> : store_byte_quad<true, false>)
-                                : (is_signed ? store_byte_quad<false, true> : store_byte_quad<false, false>);
-        for (; c + 4 * LANES <= cols; c += 4 * LANES) quad(e, tile, m0, rows, n0, c);
+    if constexpr (LANES > 1) {
+        auto* quad = e.bias_i32 ? store_byte_quad<R, true> : store_byte_quad<R, false>;
+        while (c + 4 * LANES <= cols && quad(e, tile, m0, rows, n0, c)) c += 4 * LANES;
     }
     for (; c < cols; c += LANES) {
         const int n = cols - c < LANES ? cols - c : LANES;

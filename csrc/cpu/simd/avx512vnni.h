@@ -178,6 +178,35 @@ inline i64v greater_one(i64v a, i64v b) {  // 1 where a > b, else 0
     return _mm512_maskz_mov_epi64(_mm512_cmpgt_epi64_mask(a, b), _mm512_set1_epi64(1));
 }
 
+// ---- int32 halves of products: what fixed-point rounding needs where shifts allow it
+// ----------------------------------
+inline i32v srav(i32v a, i32v n) { return _mm512_srav_epi32(a, n); }
+inline bool all_at_least(i32v a, int32_t n) { return _mm512_cmplt_epi32_mask(a, seti(n)) == 0; }
+inline i32v high_halves(i64v even_lanes, i64v odd_lanes) {
+    const __m512 even = _mm512_castsi512_ps(even_lanes), odd = _mm512_castsi512_ps(odd_lanes);
+    return _mm512_castps_si512(_mm512_mask_movehdup_ps(odd, 0x5555, even));
+}
+// acc * m >> 32
+inline i32v high_product(i32v acc, i32v m) {
+    return high_halves(_mm512_mul_epi32(acc, m),
+                       _mm512_mul_epi32(_mm512_srli_epi64(acc, 32), _mm512_srli_epi64(m, 32)));
+}
+// acc * m + 2^30 >> 31
+inline i32v high_doubled(i32v acc, i32v m) {
+    const i64v e = _mm512_mul_epi32(acc, m), half = set64(int64_t{1} << 31);
+    const i64v o = _mm512_mul_epi32(_mm512_srli_epi64(acc, 32), _mm512_srli_epi64(m, 32));
+    return high_halves(add64(add64(e, e), half), add64(add64(o, o), half));
+}
+inline i32v pow2i(i32v n) { return _mm512_sllv_epi32(seti(1), n); }
+// x / 2^n, ties away from zero
+inline i32v rounding_shift(i32v x, i32v n) {
+    const i32v mask = _mm512_sub_epi32(pow2i(n), seti(1));
+    const i32v threshold = _mm512_sub_epi32(_mm512_srli_epi32(mask, 1), _mm512_srai_epi32(x, 31));
+    const __mmask16 up = _mm512_cmpgt_epi32_mask(_mm512_and_si512(x, mask), threshold);
+    const i32v y = srav(x, n);
+    return _mm512_mask_add_epi32(y, up, y, seti(1));
+}
+
 // ---- bytes -------------------------------------------------------------------------------------------------------
 inline constexpr int BYTES = 64;
 inline __m512i load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }

@@ -33,7 +33,6 @@ inline bytev clamp_signed(bytev x, bytev lo, bytev hi) { return _mm256_min_epi8(
 using shiftv = __m128i;
 inline shiftv shift_by(int n) { return _mm_cvtsi32_si128(n); }
 inline i32v sra(i32v a, shiftv n) { return _mm256_sra_epi32(a, n); }
-inline i32v srav(i32v a, i32v n) { return _mm256_srav_epi32(a, n); }
 
 inline i32v srlv(i32v a, i32v n) { return _mm256_srlv_epi32(a, n); }
 inline i32v andi(i32v a, i32v b) { return _mm256_and_si256(a, b); }
@@ -90,30 +89,6 @@ inline quad add_wide(quad q, sum16 s) {
 }
 
 // Every lane at least n
-inline bool all_at_least(i32v a, int32_t n) {
-    return _mm256_testz_si256(_mm256_cmpgt_epi32(seti(n), a), seti(-1)) != 0;
-}
-inline i32v high_halves(i64v even_lanes, i64v odd_lanes) {
-    return _mm256_blend_epi32(_mm256_srli_epi64(even_lanes, 32), odd_lanes, 0xaa);
-}
-// acc * m >> 32
-inline i32v high_product(i32v acc, i32v m) {
-    return high_halves(_mm256_mul_epi32(acc, m),
-                       _mm256_mul_epi32(_mm256_srli_epi64(acc, 32), _mm256_srli_epi64(m, 32)));
-}
-// acc * m + 2^30 >> 31
-inline i32v high_doubled(i32v acc, i32v m) {
-    const i64v e = _mm256_mul_epi32(acc, m), half = set64(int64_t{1} << 31);
-    const i64v o = _mm256_mul_epi32(_mm256_srli_epi64(acc, 32), _mm256_srli_epi64(m, 32));
-    return high_halves(add64(add64(e, e), half), add64(add64(o, o), half));
-}
-inline i32v pow2i(i32v n) { return _mm256_sllv_epi32(seti(1), n); }
-// x / 2^n, ties away from zero
-inline i32v rounding_shift(i32v x, i32v n) {
-    const i32v mask = _mm256_sub_epi32(pow2i(n), seti(1));
-    const i32v threshold = _mm256_sub_epi32(_mm256_srli_epi32(mask, 1), _mm256_srai_epi32(x, 31));
-    return _mm256_sub_epi32(srav(x, n), _mm256_cmpgt_epi32(_mm256_and_si256(x, mask), threshold));
-}
 
 // table[x] by sixteen shuffles. A shuffle gives 0 where its index has the top bit, which x - 16 i has unless
 // 0 <= x - 16 i < 128 (the second half subtracts with saturation, so there it stays set); the exclusive or of what is

@@ -27,7 +27,6 @@ inline bytev clamp_signed(bytev x, bytev lo, bytev hi) { return _mm512_min_epi8(
 using shiftv = __m512i;  // a shift by an xmm count takes two micro-operations, by a vector of counts one
 inline shiftv shift_by(int n) { return _mm512_set1_epi32(n); }
 inline i32v sra(i32v a, shiftv n) { return _mm512_srav_epi32(a, n); }
-inline i32v srav(i32v a, i32v n) { return _mm512_srav_epi32(a, n); }
 
 inline i32v srlv(i32v a, i32v n) { return _mm512_srlv_epi32(a, n); }
 inline i32v andi(i32v a, i32v b) { return _mm512_and_si512(a, b); }
@@ -84,31 +83,6 @@ inline quad add_wide(quad q, sum16 s) {
 }
 
 // Every lane at least n
-inline bool all_at_least(i32v a, int32_t n) { return _mm512_cmplt_epi32_mask(a, seti(n)) == 0; }
-inline i32v high_halves(i64v even_lanes, i64v odd_lanes) {
-    const __m512 even = _mm512_castsi512_ps(even_lanes), odd = _mm512_castsi512_ps(odd_lanes);
-    return _mm512_castps_si512(_mm512_mask_movehdup_ps(odd, 0x5555, even));
-}
-// acc * m >> 32
-inline i32v high_product(i32v acc, i32v m) {
-    return high_halves(_mm512_mul_epi32(acc, m),
-                       _mm512_mul_epi32(_mm512_srli_epi64(acc, 32), _mm512_srli_epi64(m, 32)));
-}
-// acc * m + 2^30 >> 31
-inline i32v high_doubled(i32v acc, i32v m) {
-    const i64v e = _mm512_mul_epi32(acc, m), half = set64(int64_t{1} << 31);
-    const i64v o = _mm512_mul_epi32(_mm512_srli_epi64(acc, 32), _mm512_srli_epi64(m, 32));
-    return high_halves(add64(add64(e, e), half), add64(add64(o, o), half));
-}
-inline i32v pow2i(i32v n) { return _mm512_sllv_epi32(seti(1), n); }
-// x / 2^n, ties away from zero
-inline i32v rounding_shift(i32v x, i32v n) {
-    const i32v mask = _mm512_sub_epi32(pow2i(n), seti(1));
-    const i32v threshold = _mm512_sub_epi32(_mm512_srli_epi32(mask, 1), _mm512_srai_epi32(x, 31));
-    const __mmask16 up = _mm512_cmpgt_epi32_mask(_mm512_and_si512(x, mask), threshold);
-    const i32v y = srav(x, n);
-    return _mm512_mask_add_epi32(y, up, y, seti(1));
-}
 
 #if defined(__AVX512VBMI__)
 class Lookup {

@@ -28,15 +28,6 @@ inline bytev clamp_signed(bytev x, bytev lo, bytev hi) {
 using shiftv = int;
 inline shiftv shift_by(int n) { return n; }
 inline i32v sra(i32v a, shiftv n) { return a >> n; }
-inline i32v srav(i32v a, i32v n) { return a >> n; }
-inline i32v pow2i(i32v n) { return static_cast<i32v>(1u << n); }
-inline bool all_at_least(i32v a, int32_t n) { return a >= n; }
-inline i32v high_product(i32v acc, i32v m) { return static_cast<i32v>(int64_t{acc} * m >> 32); }
-inline i32v high_doubled(i32v acc, i32v m) { return static_cast<i32v>((int64_t{acc} * m + (int64_t{1} << 30)) >> 31); }
-inline i32v rounding_shift(i32v x, i32v n) {  // x / 2^n, ties away from zero
-    const int64_t half = (int64_t{1} << n) >> 1;
-    return static_cast<i32v>((x + half - (x < 0 && n > 0)) >> n);
-}
 inline i32v srlv(i32v a, i32v n) { return static_cast<i32v>(static_cast<uint32_t>(a) >> n); }
 inline i32v andi(i32v a, i32v b) { return a & b; }
 inline i32v widen(const uint8_t* p) { return *p; }

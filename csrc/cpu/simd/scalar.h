@@ -160,6 +160,18 @@ inline void store_codes4(uint8_t* p, i32v a, i32v b, i32v c, i32v d, int16_t zer
     }
 }
 
+// ---- int32 halves of products: what fixed-point rounding needs where shifts allow it
+// ----------------------------------
+inline i32v srav(i32v a, i32v n) { return a >> n; }
+inline bool all_at_least(i32v a, int32_t n) { return a >= n; }
+inline i32v high_product(i32v acc, i32v m) { return static_cast<i32v>(int64_t{acc} * m >> 32); }
+inline i32v high_doubled(i32v acc, i32v m) { return static_cast<i32v>((int64_t{acc} * m + (int64_t{1} << 30)) >> 31); }
+inline i32v rounding_shift(i32v x, i32v n) {  // x / 2^n, ties away from zero
+    const int64_t half = (int64_t{1} << n) >> 1;
+    return static_cast<i32v>((x + half - (x < 0 && n > 0)) >> n);
+}
+inline i32v pow2i(i32v n) { return static_cast<i32v>(1u << n); }
+
 // ---- bytes ---------------------------------------------------------------------------------------------------------
 inline constexpr int BYTES = 1;
 inline uint8_t load_bytes(const uint8_t* p) { return *p; }

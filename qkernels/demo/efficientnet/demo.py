@@ -88,10 +88,10 @@ def measure(recipes, quick, progress):
     progress.update(step, completed=1.0)
 
     step = progress.add_task("comparing their classes", total=len(variants))
-    exact = [logits(variants[0].model, part) for part in (centres, views)]
+    exact = [logits(variants[0].run["batch"], part) for part in (centres, views)]
     rows = []
     for v in variants:
-        ours = [logits(v.model, part) for part in (centres, views)]
+        ours = [logits(v.run["batch"], part) for part in (centres, views)]
         quality = {
             "correct": int((ours[0].argmax(1) == labels).sum()),
             "agreement": {k: agreement(a, b) for k, a, b in zip(("centres", "views"), ours, exact)},
@@ -115,9 +115,12 @@ def measure(recipes, quick, progress):
     return {"settings": settings, "rows": rows, "notes": notes}
 
 
-def logits(call, codes, batch=20):
-    """float32 (B, 1000) of images given as uint8 codes."""
-    return torch.cat([call(data.normalized(part)).float() for part in codes.split(batch)])
+def logits(call, codes):
+    """float32 (B, 1000) of images given as uint8 codes, in batches of BATCH, as what is compiled takes them."""
+    short = -len(codes) % BATCH
+    batches = torch.cat([codes, codes[:1].expand(short, -1, -1, -1)]).split(BATCH)
+    out = torch.cat([call(data.normalized(batch)).float() for batch in batches])
+    return out[: len(codes)]
 
 
 def agreement(a, b):
