@@ -135,7 +135,7 @@ class _Compressed(nn.Module):
 
 
 class Linear(_Compressed):
-    """``y = activation(x W^T + bias)`` with a compressed W: ``nn.Linear`` whose weight is an IntWeight or MixedIntWeight.
+    """``y = activation(x W^T + bias)``: ``nn.Linear`` whose weight is an IntWeight or a MixedIntWeight.
 
     The state dict holds the portable arrays as buffers: ``packed``, ``scale``, ``zero_point``, ``input_scale`` and
     ``row_bits``, see the formats; ``bias`` float32 (N,); ``x_scale`` and ``x_zero_point`` of a static
