@@ -13,7 +13,7 @@ from torch import nn
 from .calibration import calibrate, channel_amax, smoothing_scale, static_scale
 from .errors import ArgumentError, DTypeError
 from .folding import fold_batch_norm
-from .formats import IntWeight
+from .formats import IntWeight, MixedIntWeight
 from .nn import Conv2d, Linear
 from .quant import InputQuant
 
@@ -26,6 +26,7 @@ class Recipe:
     bits       of the weight's codes, 2 to 8.
     group_size codes along K that share a scale; None for a whole row. Only with "channel".
     input_bits of the activations' codes, 2 to 8.
+    mixed      linear layers only: ``bits`` is the average, and each output channel has its own (MixedIntWeight).
     correct    the bias takes what rounding the weights moves each output by on average, from the mean of each input
                channel (Nagel et al. 2019, section 4.2). Needs calibration, and is left out where none is given.
     input      granularity of the activations': "token", "tensor", "channel", or None (weight-only). An output of a
@@ -48,6 +49,7 @@ class Recipe:
     group_size: object = None
     input_bits: int = 8
     correct: bool = False
+    mixed: bool = False
 
     def __post_init__(self):
         for name, accepted in (
@@ -62,6 +64,10 @@ class Recipe:
         if self.group_size is not None and self.weight != "channel":
             raise ArgumentError(
                 f"Recipe: group_size is {self.group_size!r} with weight {self.weight!r}; accepted: 'channel'."
+            )
+        if self.mixed and (self.weight != "channel" or self.group_size is not None or not self.symmetric):
+            raise ArgumentError(
+                "Recipe: mixed is True; accepted with weight 'channel', symmetric, without groups."
             )
         if self.static and self.input not in ("tensor", "channel"):
             raise ArgumentError(
@@ -89,6 +95,7 @@ RECIPES = {
     "w4a8-g128": narrow(4, 128),
     "w4a8-g64": narrow(4, 64),
     "w4a8-g32": narrow(4, 32),
+    "w4mixed-a8": Recipe(smooth=0.5, bits=4, correct=True, mixed=True),
     "w3a8-g64": narrow(3, 64),
     "w2a8-g16": narrow(2, 16),
     "w4a4": narrow(4, input_bits=4),
@@ -228,13 +235,16 @@ def compress_linear(linear, recipe, stats=None, name="", weights=None, mean=None
         stats = stats / folded
     if recipe.static:
         scale = static_scale(where, stats, linear.in_features, recipe.input, recipe.input_bits)
-    key = (id(linear.weight), recipe.weight, recipe.symmetric, recipe.bits, recipe.group_size)
+    key = (id(linear.weight), recipe.weight, recipe.symmetric, recipe.bits, recipe.group_size, recipe.mixed)
     folded = scale if recipe.input == "channel" else folded
     weight = None if folded is not None or weights is None else weights.get(key)
     if weight is None:
         options = {"granularity": recipe.weight, "symmetric": recipe.symmetric, "input_scale": folded}
         w = linear.weight.detach().cpu()
-        weight = IntWeight.quantize(w, recipe.bits, recipe.group_size, **options)
+        if recipe.mixed:
+            weight = MixedIntWeight.quantize(w, recipe.bits, input_scale=folded)
+        else:
+            weight = IntWeight.quantize(w, recipe.bits, recipe.group_size, **options)
         if folded is None and weights is not None:
             weights[key] = weight
     q = None
@@ -272,6 +282,10 @@ def compress_conv(conv, recipe, stats=None, name="", weights=None, mean=None):
     _no_hooks(where, conv)
     if conv.padding_mode != "zeros":
         raise ArgumentError(f"{where}: padding_mode is {conv.padding_mode!r}; accepted: 'zeros'.")
+    if recipe.mixed:
+        raise ArgumentError(
+            f"{where}: recipe is mixed, and the layer a convolution; accepted: linear layers."
+        )
     granularity = "tensor" if recipe.input == "token" else recipe.input
     w, folded, scale, grouped = conv.weight.detach().cpu(), None, None, conv.groups > 1
     if recipe.smooth and stats is not None and not grouped:

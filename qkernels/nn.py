@@ -8,19 +8,25 @@ from torch import nn
 from . import _torch_conv, _torch_ops, ops
 from ._arrays import as_float32, as_kind
 from .errors import ArgumentError, DTypeError, FormatError, UnsupportedError
-from .formats import IntWeight
+from .formats import IntWeight, MixedIntWeight
 from .geometry import Geometry
 from .quant import InputQuant
 
-ARRAYS = ("packed", "scale", "zero_point", "input_scale")  # of IntWeight
+ARRAYS = ("packed", "scale", "zero_point", "input_scale", "row_bits")  # of IntWeight, MixedIntWeight
 BUFFERS = (*ARRAYS, "bias", "x_scale", "x_zero_point")
-INTEGERS = {"packed": torch.uint8, "zero_point": torch.int16, "x_zero_point": torch.int16}
+INTEGERS = {
+    "packed": torch.uint8,
+    "row_bits": torch.uint8,
+    "zero_point": torch.int16,
+    "x_zero_point": torch.int16,
+}
 
 
-def _checked(where, weight, bias, input_quant, activation, out_dtype):
+def _checked(where, weight, bias, input_quant, activation, out_dtype, formats=(IntWeight,)):
     """The bias as a float32 tensor or None; raises for arguments that no module takes."""
-    if not isinstance(weight, IntWeight):
-        raise DTypeError(f"{where}: weight is a {type(weight).__name__}; accepted: qkernels.IntWeight.")
+    if not isinstance(weight, formats):
+        accepted = ", ".join(f"qkernels.{f.__name__}" for f in formats)
+        raise DTypeError(f"{where}: weight is a {type(weight).__name__}; accepted: {accepted}.")
     if not isinstance(input_quant, InputQuant | None):
         raise DTypeError(
             f"{where}: input_quant is a {type(input_quant).__name__}; accepted: InputQuant, None."
@@ -56,13 +62,20 @@ class _Compressed(nn.Module):
 
     @property
     def weight(self):
-        """The IntWeight that the buffers are."""
+        """The weight that the buffers are."""
         return (self._call or self._prepare())[0]
 
     @property
     def input_quant(self):
         """The module's InputQuant, its static scale read from the buffers; None for weight-only."""
         return (self._call or self._prepare())[self._QUANT]
+
+    def _weight(self, shape):
+        """The weight that the buffers are."""
+        arrays = {name: getattr(self, name) for name in ARRAYS if getattr(self, name) is not None}
+        if self.row_bits is not None:
+            return MixedIntWeight(**arrays, shape=shape)
+        return IntWeight(**arrays, bits=self.bits, group_size=self.group_size, shape=shape)
 
     def _forget(self):
         self._call = self._layout = None
@@ -101,6 +114,8 @@ class _Compressed(nn.Module):
                 return
             if came.shape == buffer.shape and not buffer.is_meta:
                 self._buffers[name] = buffer.clone()
+            elif name == "packed" and self.row_bits is not None and came.dim() == 1:
+                self._buffers[name] = came.new_empty(came.shape)  # rows of other widths take other bytes
         before = len(errors)
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
         self._forget()
@@ -120,10 +135,10 @@ class _Compressed(nn.Module):
 
 
 class Linear(_Compressed):
-    """``y = activation(x W^T + bias)`` with a compressed W: ``nn.Linear`` whose weight is an IntWeight.
+    """``y = activation(x W^T + bias)``: ``nn.Linear`` whose weight is an IntWeight or a MixedIntWeight.
 
-    The state dict holds the portable arrays as buffers: ``packed``, ``scale``, ``zero_point`` and
-    ``input_scale``, see IntWeight; ``bias`` float32 (N,); ``x_scale`` and ``x_zero_point`` of a static
+    The state dict holds the portable arrays as buffers: ``packed``, ``scale``, ``zero_point``, ``input_scale`` and
+    ``row_bits``, see the formats; ``bias`` float32 (N,); ``x_scale`` and ``x_zero_point`` of a static
     per-tensor input. Absent ones are left out. Granularity, signedness and activation belong to the module,
     as the stride of a convolution does. Layouts that kernels compute with are never saved. Change buffers by
     assignment or ``load_state_dict``, not in place. They keep their dtypes under ``.half()`` and the like:
@@ -132,7 +147,7 @@ class Linear(_Compressed):
     There is no gradient: the module is for inference.
 
     Args:
-        weight: IntWeight (N, K); its arrays are shared, not copied.
+        weight: IntWeight or MixedIntWeight (N, K); its arrays are shared, not copied.
         bias: float (N,) or None.
         input_quant: InputQuant, or None for weight-only.
         activation: None, "relu", "relu6", "gelu", "silu".
@@ -145,7 +160,8 @@ class Linear(_Compressed):
     def __init__(self, weight, bias=None, input_quant=None, activation=None, out_dtype=None):
         super().__init__()
         where = "nn.Linear"
-        bias = _checked(where, weight, bias, input_quant, activation, out_dtype)
+        formats = IntWeight, MixedIntWeight
+        bias = _checked(where, weight, bias, input_quant, activation, out_dtype, formats)
         self.out_features, self.in_features = weight.shape
         self.bits, self.group_size = weight.bits, weight.group_size
         self.activation, self.out_dtype = activation, out_dtype
@@ -159,7 +175,7 @@ class Linear(_Compressed):
                 x_scale = torch.tensor(input_quant.scale, dtype=torch.float32)
                 if input_quant.zero_point is not None:
                     x_zero_point = torch.tensor(input_quant.zero_point, dtype=torch.int16)
-        arrays = {name: as_kind(getattr(weight, name), torch.empty(0)) for name in ARRAYS}
+        arrays = {name: as_kind(getattr(weight, name, None), torch.empty(0)) for name in ARRAYS}
         arrays.update(bias=bias, x_scale=x_scale, x_zero_point=x_zero_point)
         for name, a in arrays.items():
             self.register_buffer(name, a)
@@ -183,8 +199,7 @@ class Linear(_Compressed):
         """Make from the buffers what calls need: ``_call``, arguments of ops.linear after x, and ``_layout``,
         the weight as compiled code takes it. Eager calls use the same memory."""
         shape = (self.out_features, self.in_features)
-        arrays = {name: getattr(self, name) for name in ARRAYS}
-        w = weight or IntWeight(**arrays, bits=self.bits, group_size=self.group_size, shape=shape)
+        w = weight or self._weight(shape)
         q = None
         if self.granularity is not None:
             scale = None if self.x_scale is None else self.x_scale.item()
@@ -275,7 +290,7 @@ class Conv2d(_Compressed):
                 x_scale = torch.tensor(input_quant.scale, dtype=torch.float32)
             if input_quant.zero_point is not None:
                 x_zero_point = torch.tensor(input_quant.zero_point, dtype=torch.int16)
-        arrays = {name: as_kind(getattr(weight, name), torch.empty(0)) for name in ARRAYS}
+        arrays = {name: as_kind(getattr(weight, name, None), torch.empty(0)) for name in ARRAYS}
         arrays.update(bias=bias, x_scale=x_scale, x_zero_point=x_zero_point)
         for name, a in arrays.items():
             self.register_buffer(name, a)
@@ -299,8 +314,7 @@ class Conv2d(_Compressed):
     def _prepare(self, weight=None):
         g = self.geometry
         shape = (g.out_channels, g.channels // g.groups, *g.kernel)
-        arrays = {name: getattr(self, name) for name in ARRAYS}
-        w = weight or IntWeight(**arrays, bits=self.bits, group_size=self.group_size, shape=shape)
+        w = weight or self._weight(shape)
         q = None
         if self.granularity is not None:
             scale = None if self.x_scale is None else self.x_scale.numpy()
