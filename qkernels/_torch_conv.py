@@ -13,8 +13,8 @@ from .registry import ISAS, current_isa, num_threads
 
 _library.define(
     "conv2d_int(Tensor x, Tensor packed, Tensor? input_scale, Tensor? bias, int[] kernel, int[] stride, int[] padding, "
-    "int[] dilation, int mode, int bits, bool signed, float scale, int zero_point, int activation, ScalarType out_dtype) "
-    "-> Tensor"
+    "int[] dilation, int mode, int bits, bool signed, float scale, int zero_point, int activation, "
+    "ScalarType out_dtype) -> Tensor"
 )
 
 
@@ -56,7 +56,8 @@ def _conv2d_int(
     n, channels, kh, kw, _ = block.shape
     if x.dim() != 4 or x.shape[1] != channels or list(kernel) != [n, kh, kw]:
         raise ValueError(
-            f"{op}: x is {tuple(x.shape)} and kernel {list(kernel)}; the weight has {channels} channels and {[n, kh, kw]}."
+            f"{op}: x is {tuple(x.shape)} and kernel {list(kernel)}; the weight has {channels} channels and "
+            f"{[n, kh, kw]}."
         )
     if x.dtype not in _FLOAT_DTYPES or out_dtype not in _FLOAT_DTYPES or not x.is_cpu:
         raise TypeError(f"{op}: x is {x.dtype} on {x.device}, out_dtype {out_dtype}.")

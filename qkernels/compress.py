@@ -273,8 +273,8 @@ def corrected(bias, w, rounded, mean):
 def compress_conv(conv, recipe, stats=None, name="", weights=None, mean=None):
     """A ``qkernels.nn.Conv2d`` from a ``torch.nn.Conv2d``; ``weights`` shares the codes of tied weights.
 
-    As compress_linear, per input channel. Two things differ: "token" is "tensor", and with groups > 1 a weight cannot carry
-    the scale of each input channel, so "channel" keeps them in the module and smoothing does without.
+    As compress_linear, per input channel. Two things differ: "token" is "tensor", and with groups > 1 a weight cannot
+    carry the scale of each input channel, so "channel" keeps them in the module and smoothing does without.
     """
     where, recipe = f"compress: layer {name!r}" if name else "nn.Conv2d.from_float", as_recipe(recipe)
     if not isinstance(conv, nn.Conv2d):

@@ -24,15 +24,15 @@ def fold_batch_norm(model, pairs=None, inplace=False):
     ``W'[o] = W[o] * gamma[o] / sqrt(var[o] + eps)``,
     ``b'[o] = (b[o] - mean[o]) * gamma[o] / sqrt(var[o] + eps) + beta[o]``
 
-    computed in float64, rounded once (the thesis's text has the sign and the place of gamma in b' otherwise; this is the
-    form that equals the two layers). The batch norm becomes ``nn.Identity``. An output channel with gamma = 0 becomes dead:
-    its weights are all zero and its output is the bias, which the quantizers handle.
+    computed in float64, rounded once (the thesis's text has b' otherwise; this is the form that equals the two layers).
+    The batch norm becomes ``nn.Identity``. An output channel with gamma = 0 becomes dead: its weights are all zero and
+    its output is the bias, which the quantizers handle.
 
-    Without ``pairs``, those are folded of which it is known that the norm, and nothing else, reads what the layer puts out:
-    by a trace of the model (torch.fx) where it has one, else neighbours in an ``nn.Sequential``. Others stay as they are.
-    Folded are layers of exactly the types Linear, Conv1d, Conv2d, Conv3d; with a Linear before a BatchNorm1d the input
-    must be (N, C), which only a run could tell. What ``pairs`` names is taken at its word that the norm reads the layer's
-    output and nothing else does, and subclasses are taken for what they derive from.
+    Without ``pairs``, those are folded of which it is known that the norm, and nothing else, reads what the layer puts
+    out: by a trace of the model (torch.fx) where it has one, else neighbours in an ``nn.Sequential``. Others stay as
+    they are. Folded are layers of exactly the types Linear, Conv1d, Conv2d, Conv3d; with a Linear before a BatchNorm1d
+    the input must be (N, C), which only a run could tell. What ``pairs`` names is taken at its word that the norm reads
+    the layer's output and nothing else does, and subclasses are taken for what they derive from.
 
     Args:
         pairs: [(layer name, batch norm name), ...]; or None to look for them.

@@ -67,8 +67,8 @@ class Geometry:
             reach = d * (k - 1) + 1
             if size + extra < reach:
                 raise ArgumentError(
-                    f"{where}: x is {height}x{width} with padding {self.padding}; the kernel {self.kernel} with dilation "
-                    f"{self.dilation} needs at least {reach}. Pad more."
+                    f"{where}: x is {height}x{width} with padding {self.padding}; the kernel {self.kernel} with "
+                    f"dilation {self.dilation} needs at least {reach}. Pad more."
                 )
             sizes.append((size + extra - reach) // s + 1)
         return tuple(sizes)

@@ -245,7 +245,8 @@ class Conv2d(_Compressed):
     """``nn.Conv2d`` whose weight is an IntWeight (O, I, kh, kw), with an activation: images (B, C, H, W) in and out.
 
     Fastest on ``torch.channels_last`` images, which then stay so. State dict, dtypes and gradients are as in Linear;
-    ``x_scale`` may also be float32 (C,), the scales of a "channel" input with groups > 1, whose weight has them folded in.
+    ``x_scale`` may also be float32 (C,), the scales of a "channel" input with groups > 1, whose weight has them folded
+    in.
 
     Args:
         weight: IntWeight (O, C / groups, kh, kw); its arrays are shared, not copied.

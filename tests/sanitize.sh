@@ -13,7 +13,8 @@ python="${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || command 
 python="$(cd "$(dirname "$python")" && pwd)/$(basename "$python")"
 PATH="$(dirname "$python"):$PATH"
 # One thread and two, every ISA, every shape; the long ones under a sanitizer add minutes and no new code.
-tests=${TESTS:-"tests/test_kernels.py tests/test_threads.py"}
+tests=${TESTS:-"tests/test_kernels.py tests/test_threads.py tests/test_narrow.py tests/test_binary.py tests/test_binary_conv.py
+    tests/test_conv.py tests/test_depthwise.py tests/test_integer_ops.py"}
 select=${SELECT:-"not 131071 and not 20000 and not 8200 and not fork and not thread_count and not gil and not every_float16 and not half_precision"}
 
 check() {

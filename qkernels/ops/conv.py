@@ -73,9 +73,10 @@ def conv2d(
     ``y[b, o] = act(((float32(acc[b, o]) * w.scale[o]) * x_scale) + bias[o])``,
     ``acc = sum over i, r, s of (xq[b, i, Y, X] - x_zp) * (wq[o, i, r, s] - w_zp[o])``
 
-    Exactness is that of ``linear``: acc is exact, each float32 operation rounds once, in this order. What padding adds is
-    the real value 0, whatever the zero point. Kernels want channels side by side (torch.channels_last, or a transposed
-    view in NumPy), which is taken without a copy and then also what the result is; NCHW costs a transposition.
+    Exactness is that of ``linear``: acc is exact, each float32 operation rounds once, in this order. What padding adds
+    is the real value 0, whatever the zero point. Kernels want channels side by side (torch.channels_last, or a
+    transposed view in NumPy), which is taken without a copy and then also what the result is; NCHW costs a
+    transposition.
 
     For inference: no gradient flows through the result.
 
@@ -86,14 +87,14 @@ def conv2d(
         stride, dilation: a number or (height, width).
         padding: a number, (height, width), (top, bottom, left, right), "valid" or "same" (stride 1).
         activation: None, "relu", "relu6", "gelu" or "silu".
-        input_quant: InputQuant with granularity "tensor" (one scale for x, dynamic or static) or "channel" (one for each
-            input channel: the weight's input_scale; with groups > 1 it may instead be ``InputQuant(scale=s)``, s (C,),
-            for a weight without one, whose codes and scales are those of W * s); or None for float
+        input_quant: InputQuant with granularity "tensor" (one scale for x, dynamic or static) or "channel" (one for
+            each input channel: the weight's input_scale; with groups > 1 it may instead be ``InputQuant(scale=s)``,
+            s (C,), for a weight without one, whose codes and scales are those of W * s); or None for float
             activations (weight-only; reference speed so far).
         out_dtype: float32, bfloat16 or float16; None is the dtype of x.
         backend: None (the fastest that takes the call), "cpu" or "reference"; a named one never falls back.
-        padding_mode: "zeros"; with bits=1 also "alternating": +1 where row plus column of the padded image is even, else
-            -1, so that every product is one of signs (thesis section 3.3.1).
+        padding_mode: "zeros"; with bits=1 also "alternating": +1 where row plus column of the padded image is even,
+            else -1, so that every product is one of signs (thesis section 3.3.1).
 
     With InputQuant(bits=1, granularity="tensor") both sides are signs, x_scale is mean|x| (or static) and what padding
     with zeros adds is 0; w is a BinaryWeight or TernaryWeight, the activation may be a DPReLU.
