@@ -184,7 +184,7 @@ class IntegerNetwork(nn.Module):
         return ops.quantize_activations(x, self._input)[0]
 
     def clock(self, x):
-        """Seconds that each step of one call takes, {name: seconds}, and of "quantize"; {} where calls keep no Program."""
+        """Seconds of each step of one call, {name: seconds}, and of "quantize"; {} where calls keep no Program."""
         program = self._program(x)
         return {} if program is None else program.clock(x)
 
