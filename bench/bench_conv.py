@@ -52,7 +52,9 @@ def rows(quick):
         for threads in thread_counts()
         for batch in ((1,) if quick or kernel.op != "conv2d_requant" else (1, 8))
     ]
-    return found + [row(k, name, 1, 1) for k in kernels if not is_fastest(k) for name in SMALL]
+    found += [row(k, name, 1, 1) for k in kernels if not is_fastest(k) for name in SMALL]
+    others = [k for op in OPS for k in registry.kernels(op) if k.core == "conv" and k.format != "IntWeight"]
+    return found + [row(k, SMALL[0], 1, 1) for k in others]
 
 
 def row(kernel, name, threads, batch):
@@ -65,8 +67,12 @@ def case(row):
     name, _, batch = row.variant.rpartition("-b")
     size, c, o, kernel_size, stride, groups = LAYERS[name]
     rng = np.random.default_rng(0)
-    codes = rng.integers(-127, 128, (o, c // groups, kernel_size, kernel_size)).astype(np.int8)
-    w = qk.IntWeight.pack(codes, rng.uniform(0.005, 0.015, (o, 1)).astype(np.float32))
+    values = {"BinaryWeight": [-1, 1], "TernaryWeight": [-1, 0, 1]}.get(
+        row.kernel.format, np.arange(-127, 128)
+    )
+    codes = rng.choice(np.array(values, np.int8), (o, c // groups, kernel_size, kernel_size))
+    scale = rng.uniform(0.005, 0.015, o).astype(np.float32)
+    w = getattr(qk, row.kernel.format).pack(codes, scale)
     x = np.moveaxis(rng.integers(0, 256, (int(batch), size, size, c)).astype(np.uint8), -1, 1)
     padding = (kernel_size - 1) // 2
     g = {"stride": stride, "padding": padding, "groups": groups}

@@ -56,7 +56,7 @@ int_types = pytest.mark.parametrize("x_dtype", [np.int8, np.uint8])
 
 
 def rows(op):
-    found = [k for k in registry.kernels(op) if k.core == "conv"]
+    found = [k for k in registry.kernels(op) if k.core == "conv" and k.format == "IntWeight"]
     return pytest.mark.parametrize("kernel", found, ids=str)
 
 

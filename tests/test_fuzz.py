@@ -55,7 +55,9 @@ def narrow_weight(rng, n, k):
 
 def image(rng, dtype, *shape):
     x = array(rng, dtype, *shape)
-    return x if rng.random() < 0.5 or not torch.is_tensor(x) else x.contiguous(memory_format=torch.channels_last)
+    return (
+        x if rng.random() < 0.5 or not torch.is_tensor(x) else x.contiguous(memory_format=torch.channels_last)
+    )
 
 
 def convolution(rng, target):
@@ -68,7 +70,10 @@ def convolution(rng, target):
     options = {"stride": int(rng.integers(1, 4)), "padding": int(rng.integers(0, 4)), "groups": groups}
     if target == "conv2d":
         quant = qk.InputQuant(granularity="tensor", signed=bool(rng.integers(2)))
-        return [image(rng, np.float32, *shape), w, array(rng, np.float32, n)], {**options, "input_quant": quant}
+        return [image(rng, np.float32, *shape), w, array(rng, np.float32, n)], {
+            **options,
+            "input_quant": quant,
+        }
     x = image(rng, np.int8 if rng.random() < 0.5 else np.uint8, *shape)
     if target == "conv2d_int":
         return [x, w, int(rng.integers(0, 128))], options

@@ -82,7 +82,7 @@ def conv2d(
 
     Args:
         x: (B, C, H, W) float32, bfloat16 or float16; torch CPU tensor or NumPy array, any strides.
-        w: IntWeight of shape (O, C / groups, kh, kw), any bits and groups of scales.
+        w: IntWeight (O, C / groups, kh, kw), any bits and groups of scales; BinaryWeight or TernaryWeight.
         bias: (O,) floats, used as float32; or None.
         stride, dilation: a number or (height, width).
         padding: a number, (height, width), (top, bottom, left, right), "valid" or "same" (stride 1).

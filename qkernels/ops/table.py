@@ -58,17 +58,10 @@ for _op in ("matmul_binary", "linear_binary"):
     )
 add_rows("pack_signs", (None,), "binary", BINARY_ISAS, cpu_binary.pack_signs, reference_backend.pack_signs)
 
+CONV_FORMATS = ("IntWeight", *BITS_FORMATS)
 add_rows(
-    "conv2d",
-    BITS_FORMATS,
-    "binary",
-    BINARY_ISAS,
-    cpu_binary.conv2d,
-    reference_backend.conv2d,
-    binary_activations,
+    "conv2d", BITS_FORMATS, "binary", BINARY_ISAS, cpu_binary.conv2d, None, binary_activations, tag="signs"
 )
-
-CONV_FORMATS = ("IntWeight",)
 for _op, _accepts in (("conv2d", integer_activations), ("conv2d_int", None), ("conv2d_requant", None)):
     _calls = getattr(cpu_conv, _op), getattr(reference_backend, _op)
     add_rows(_op, CONV_FORMATS, "conv", GEMM_ISAS, *_calls, _accepts)
