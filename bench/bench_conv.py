@@ -43,7 +43,7 @@ OPS = ("conv2d_requant", "conv2d", "conv2d_int")
 
 
 def rows(quick):
-    kernels = [k for op in OPS for k in registry.kernels(op)]
+    kernels = [k for op in OPS for k in registry.kernels(op) if k.format == "IntWeight"]
     fastest = [k for k in kernels if is_fastest(k)]
     found = [
         row(kernel, name, threads, batch)

@@ -140,7 +140,7 @@ void run_group_panel(const ConvProblem& p, int64_t group, int64_t panel, const C
     e.x_sum = ws.sums;
     e.x_scale = p.call.quant.mode == InputMode::channel ? nullptr : &p.x_scale;
     if (e.bias) e.bias += shift;
-    if (e.bias_i32) e.bias_i32 += shift;
+    e.bias_i32 = nullptr;  // the accumulators start at it
     if (e.multiplier) e.multiplier += shift;
     if (e.shift) e.shift += shift;
     if (e.requant_scale) e.requant_scale += shift;
@@ -260,7 +260,8 @@ int64_t gemm_conv(const Kernels& isa, const ConvKernels& leaf, const ConvView& w
     rows.prepare(scratch.take<uint8_t>(rows.constants()));
     int32_t* buffer = scratch.take<int32_t>(block.n_pad * h.blocks());
     const int32_t** init = scratch.take<const int32_t*>(h.blocks());
-    for (int64_t g = 0; g < h.blocks(); ++g) init[g] = starts(w.block(g), rows.zero(), buffer + g * block.n_pad);
+    for (int64_t g = 0; g < h.blocks(); ++g)
+        init[g] = conv_starts(w.block(g), rows, call.epilogue, g * block.n, buffer + g * block.n_pad);
 
     ConvProblem p{isa, leaf, w, call, rows, units, init, 1.0f};
     const int64_t bad = conv_scale(rows, call, threads, &p.x_scale);

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "gemm_driver.h"
+
 namespace qk {
 
 ConvUnits::ConvUnits(const ConvShape& shape, const ConvHeader& h, int64_t pixels, int64_t even) : shape_(shape) {
@@ -49,6 +51,17 @@ void keep_smallest(std::atomic<int64_t>& first, int64_t row) {
     int64_t seen = first.load(std::memory_order_relaxed);
     while (row >= 0 && (seen < 0 || row < seen) && !first.compare_exchange_weak(seen, row)) {
     }
+}
+
+const int32_t* conv_starts(const GemmView& block, const ConvRows& rows, const Epilogue& e, int64_t n0,
+                           int32_t* buffer) {
+    const int32_t* init = starts(block, rows.zero(), buffer);
+    if (e.bias_i32 == nullptr) return init;
+    for (int64_t n = 0; n < block.header->n_pad; ++n) {
+        const int32_t bias = n < block.header->n ? e.bias_i32[n0 + n] : 0;
+        buffer[n] = static_cast<int32_t>(static_cast<uint32_t>(init[n]) + static_cast<uint32_t>(bias));
+    }
+    return buffer;
 }
 
 int64_t conv_scale(ConvRows& rows, const ConvCall& call, int threads, float* scale) {

@@ -48,6 +48,10 @@ class RowRing {
 
 void keep_smallest(std::atomic<int64_t>& first, int64_t row);
 
+// Where the accumulators of a block start, integer biases included; n0: the block's first output channel. buffer:
+// [n_pad].
+const int32_t* conv_starts(const GemmView& block, const ConvRows& rows, const Epilogue& e, int64_t n0, int32_t* buffer);
+
 // Sets the scale of the activations. Returns the first row that is not finite, where that is known before, or -1.
 int64_t conv_scale(ConvRows& rows, const ConvCall& call, int threads, float* scale);
 

@@ -9,8 +9,8 @@ namespace qk {
 
 namespace {
 
-constexpr int64_t kUnitPixels = 256;
-constexpr int64_t kRun = 32;  // outputs whose columns and accumulators stay in L1
+constexpr int64_t kUnitPixels = 16;  // a row or few: what the next row of outputs shares with them is still in L1
+constexpr int64_t kRun = 32;         // outputs whose columns and accumulators stay in L1
 
 struct DepthwiseProblem {
     const Kernels& isa;
@@ -80,6 +80,7 @@ void run_row(const DepthwiseProblem& p, int64_t row, const RowRing& ring, const 
     Epilogue e = p.call.epilogue;
     char* out = static_cast<char*>(e.out);
     e.w_scale = block.scale();
+    e.bias_i32 = nullptr;  // the accumulators start at it
     e.x_scale = p.call.quant.mode == InputMode::channel ? nullptr : &p.x_scale;
     e.ldo = h.n;
     for (int64_t x = 0; x < s.out_width; x += kRun) {
@@ -133,7 +134,7 @@ int64_t depthwise(const Kernels& isa, const ConvKernels& leaf, const ConvView& w
     rows.prepare(scratch.take<uint8_t>(rows.constants()));
     int32_t* buffer = scratch.take<int32_t>(block.n_pad);
     uint8_t* ones = patch ? scratch.take<uint8_t>(weight_bytes) : nullptr;
-    const int32_t* init = starts(w.block(0), rows.zero(), buffer);
+    const int32_t* init = conv_starts(w.block(0), rows, call.epilogue, 0, buffer);
     for (int64_t i = 0; patch && i < weight_bytes; ++i)  // [kw][quads][64][4]
         ones[i] = i / (4 * kBlockC) % quads * 4 + i % 4 < h.kernel_h ? 1 : 0;
 

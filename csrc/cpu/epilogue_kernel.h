@@ -101,20 +101,20 @@ void store_float(const qk::Epilogue& e, const void* data, int64_t m0, int rows, 
 // 4 * LANES columns from `c` on, where every shift allows it (scales below 1/4 for `single`, below 1 for `double_`):
 // the low half of the 64-bit product does not reach the result, so high halves are shifted as int32, and three
 // saturating packs replace four narrowing stores, with the limits on bytes. False: not done.
-template <qk::Rounding R>
+template <qk::Rounding R, bool BIAS>
 bool store_byte_quad(const qk::Epilogue& e, const int32_t* tile, int64_t m0, int rows, int64_t n0, int c) {
     using namespace simd;
     constexpr bool kFloat = R == qk::Rounding::float_;
     const int64_t ldo = e.ldo, at = n0 + c;
     const int16_t zero = static_cast<int16_t>(e.out_zero);
-    const bool is_signed = e.hi <= 127, biased = e.bias_i32 != nullptr;  // codes of 0..127 are the same either way
+    const bool is_signed = e.hi <= 127;  // codes of 0..127 are the same either way
     const auto lo = static_cast<int16_t>(e.lo), hi = static_cast<int16_t>(e.hi);
     const f32v most = set1(1073741824.0f);  // beyond it the conversion is not defined; packs saturate the rest
     f32v scale[4];
     i32v bias[4], m[4], shift[4], half[4];
     for (int v = 0; v < 4; ++v) {
         const int64_t column = at + v * LANES;
-        bias[v] = biased ? load(e.bias_i32 + column) : seti(0);
+        bias[v] = BIAS ? load(e.bias_i32 + column) : seti(0);
         if constexpr (kFloat) {
             scale[v] = load(e.requant_scale + column);
         } else {
@@ -128,7 +128,7 @@ bool store_byte_quad(const qk::Epilogue& e, const int32_t* tile, int64_t m0, int
         }
     }
     auto code = [&](const int32_t* from, int v) {
-        const i32v acc = addi(load(from + v * LANES), bias[v]);
+        const i32v acc = BIAS ? addi(load(from + v * LANES), bias[v]) : load(from + v * LANES);
         if constexpr (kFloat) return to_int(min(mul(to_float(acc), scale[v]), most));
         if constexpr (R == qk::Rounding::single) return srav(addi(high_product(acc, m[v]), half[v]), shift[v]);
         return rounding_shift(high_doubled(acc, m[v]), shift[v]);
@@ -149,7 +149,8 @@ void store_byte(const qk::Epilogue& e, const void* data, int64_t m0, int rows, i
     const int64_t ldo = e.ldo;
     int c = 0;
     if constexpr (LANES > 1) {
-        while (c + 4 * LANES <= cols && store_byte_quad<R>(e, tile, m0, rows, n0, c)) c += 4 * LANES;
+        auto* quad = e.bias_i32 ? store_byte_quad<R, true> : store_byte_quad<R, false>;
+        while (c + 4 * LANES <= cols && quad(e, tile, m0, rows, n0, c)) c += 4 * LANES;
     }
     for (; c < cols; c += LANES) {
         const int n = cols - c < LANES ? cols - c : LANES;
