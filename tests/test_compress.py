@@ -343,3 +343,43 @@ def test_smoothing_needs_calibration_and_helps(rng):
     stats[7] = 0
     s = qk.nn.Linear.from_float(linear, "int8-token", stats).input_scale
     assert s[5] == 1 and s[7] == 1 and (s > 0).all()
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@torch.no_grad()
+def test_corrected_biases_keep_the_mean(groups, rng):
+    """What rounding to 3 bits moves the outputs by, on average over the calibration inputs, is taken back."""
+    x = torch.from_numpy(rng.uniform(0, 1, (32, 8, 6, 6)).astype(np.float32))
+    conv = nn.Sequential(nn.Conv2d(8, 12, 3, groups=groups))
+    linear = nn.Sequential(nn.Linear(8, 12, bias=False))
+    for model, inputs, axes in ((conv, x, (0, 2, 3)), (linear, x.movedim(1, -1), (0, 1, 2))):
+        expected = model(inputs).mean(axes)
+        off = [
+            (
+                qk.compress(model, Recipe(input="tensor", bits=3, correct=c), [inputs])(inputs).mean(axes)
+                - expected
+            )
+            for c in (False, True)
+        ]
+        assert off[1].abs().max() < 0.02 < off[0].abs().max()
+
+
+def test_mixed_widths(rng):
+    model = nn.Sequential(nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 3))
+    model[0].weight.data[3] *= 20
+    small = qk.compress(model, "w4mixed-a8")
+    assert type(small[0].weight) is qk.MixedIntWeight and int(small[0].weight.row_bits[3]) > 4
+    again = qk.compress(nn.Sequential(nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 3)), "w4mixed-a8")
+    again.load_state_dict(small.state_dict())
+    x = torch.from_numpy(rng.standard_normal((5, 24), dtype=np.float32))
+    assert_same(again(x), small(x))
+    with pytest.raises(ArgumentError, match="mixed"):
+        qk.compress(nn.Sequential(nn.Conv2d(3, 4, 1)), "w4mixed-a8")
+    with pytest.raises(ArgumentError, match="mixed is True"):
+        Recipe(mixed=True, group_size=32)
+
+
+@pytest.mark.parametrize("options", [{"bits": 9}, {"input_bits": 1}, {"group_size": 32, "weight": "tensor"}])
+def test_recipes_out_of_range(options):
+    with pytest.raises(ArgumentError, match=next(iter(options))):
+        Recipe(**options)
