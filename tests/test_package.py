@@ -160,7 +160,14 @@ def test_units_of_an_isa_export_nothing_that_others_could_pick_up(tmp_path):
     assert set(units.values()) == set(flags)
     for source, isa in sorted(units.items()):
         target = tmp_path / f"{source.stem}.o"
-        options = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno"]
+        options = [
+            "-std=c++17",
+            "-O3",
+            "-fPIC",
+            "-fvisibility=hidden",
+            "-ffp-contract=off",
+            "-fno-math-errno",
+        ]
         output(os.environ.get("CXX", "g++"), *options, *flags[isa], "-c", str(source), "-o", str(target))
         visible = [
             line.split(maxsplit=2)[2]
