@@ -8,10 +8,20 @@ import math
 from functools import partial
 
 import numpy as np
-from rows import MAX_COPIES, Case, Row, is_fastest, random, registry_call, relative_error, thread_counts
+from rows import (
+    MAX_COPIES,
+    Case,
+    Row,
+    copy_of,
+    is_fastest,
+    random,
+    registry_call,
+    relative_error,
+    thread_counts,
+)
 
 import qkernels as qk
-from qkernels import _native, cpu, registry
+from qkernels import cpu, registry
 from qkernels.latency import roofline
 
 A8, A4 = qk.InputQuant(), qk.InputQuant(bits=4)
@@ -63,14 +73,7 @@ def weight(k, n, variant):
 def copies(k, n, variant):
     block = cpu.packed_tensor(weight(k, n, variant))
     count = min(max(math.ceil(roofline.beyond_cache_bytes() / block.nbytes), 3), MAX_COPIES)
-    return [_copy_of(block) for _ in range(count)]
-
-
-def _copy_of(block):
-    raw = np.empty(block.nbytes + 64, np.uint8)
-    copy = raw[-raw.ctypes.data % 64 :][: block.nbytes]
-    copy[:] = block
-    return _native.PackedWeight(copy.ctypes.data, copy.nbytes, copy)
+    return [copy_of(block) for _ in range(count)]
 
 
 def case(row):

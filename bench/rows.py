@@ -142,15 +142,14 @@ class Weights:
     def copies(self):
         count = math.ceil(roofline.beyond_cache_bytes() / self.weight.nbytes)
         block = cpu.packed_tensor(self.weight)
-        return [_copy_of(block) for _ in range(min(max(count, 3), MAX_COPIES))]
+        return [copy_of(block) for _ in range(min(max(count, 3), MAX_COPIES))]
 
     def packed(self, row):
         return self.copies if row.mode == "cold" else [cpu.packed(self.weight)]
 
 
-def _copy_of(block):
-    raw = np.empty(block.nbytes + 64, np.uint8)
-    copy = raw[-raw.ctypes.data % 64 :][: block.nbytes]
+def copy_of(block):
+    copy = cpu.aligned(block.nbytes)
     copy[:] = block
     return qk._native.PackedWeight(copy.ctypes.data, copy.nbytes, copy)
 

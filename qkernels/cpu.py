@@ -51,11 +51,15 @@ def prepacked(w, codes, segment):
         *(n, k, segment, w.is_grouped, w.bits, address(row_bits), address(columns), address(codes)),
         *(address(scale), address(zp), row_step, 1, address(input_scale)),
     )
-    size = _native.packed_bytes(source)
-    raw = np.empty(size + 64, np.uint8)
-    block = raw[-raw.ctypes.data % 64 :][:size]
-    _native.prepack(source, address(block), size)
+    block = aligned(_native.packed_bytes(source))
+    _native.prepack(source, address(block), block.nbytes)
     return block
+
+
+def aligned(size):
+    """Uninitialized uint8 (size,) that starts at a cache line, as every block does."""
+    raw = np.empty(size + 64, np.uint8)
+    return raw[-raw.ctypes.data % 64 :][:size]
 
 
 def packed(w):

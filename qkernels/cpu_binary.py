@@ -7,7 +7,7 @@ import numpy as np
 from . import _native
 from ._arrays import is_torch
 from .binary import DPReLU
-from .cpu import ACTIVATIONS, FLOATS, address, dtype_name, float_vector
+from .cpu import ACTIVATIONS, FLOATS, address, aligned, dtype_name, float_vector
 from .errors import ArgumentError
 from .registry import ISAS, num_threads
 
@@ -24,11 +24,9 @@ def packed_tensor(w):
 
 def _prepacked(planes, n, k, products, alpha):
     nonzero = planes[1] if len(planes) == 2 else None
-    size = _native.binary_packed_bytes(n, k, nonzero is not None)
-    raw = np.empty(size + 64, np.uint8)
-    block = raw[-raw.ctypes.data % 64 :][:size]
+    block = aligned(_native.binary_packed_bytes(n, k, nonzero is not None))
     _native.binary_prepack(
-        address(planes[0]), address(nonzero), n, k, products, address(alpha), address(block), size
+        address(planes[0]), address(nonzero), n, k, products, address(alpha), address(block), block.nbytes
     )
     return block
 

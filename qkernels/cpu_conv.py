@@ -10,6 +10,7 @@ from .cpu import (
     ACTIVATIONS,
     FLOATS,
     address,
+    aligned,
     dtype_name,
     float_vector,
     input_mode,
@@ -65,8 +66,8 @@ def packed_conv_tensor(w, kind, groups):
         own.append(prepacked(source, codes[part], segment))
     stride = max((len(b) for b in own), default=0)
     total = HEADER_BYTES + blocks * stride
-    raw = np.zeros(total + 64, np.uint8)
-    block = raw[-raw.ctypes.data % 64 :][:total]
+    block = aligned(total)
+    block[:] = 0
     _native.conv_header(kind, n, per_group, kh, kw, groups, stride, address(block), total)
     for g, b in enumerate(own):
         block[HEADER_BYTES + g * stride :][: len(b)] = b

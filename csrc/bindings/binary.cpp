@@ -158,7 +158,7 @@ void bind_binary(py::module_& m) {
                           qk::binary_conv(kernels, x, p.view(), e, static_cast<qk::BinaryOut>(plan.out), threads);
                       });
 
-    // linear with binarized activations: what does not change between calls is held here, as in LinearInt8.
+    // linear with binarized activations: what does not change between calls is held here, as in LinearPlan.
     struct LinearBinary {
         const PackedBinary* packed;
         py::object keep;

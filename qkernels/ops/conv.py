@@ -1,6 +1,5 @@
 """Convolutions: check the arguments, pick a kernel, call it."""
 
-import operator
 import sys
 
 import numpy as np
@@ -8,21 +7,24 @@ import numpy as np
 from .. import registry
 from .._arrays import as_numpy, is_torch
 from ..cpu import FLOATS, dtype_name
-from ..errors import ArgumentError, DTypeError, UnsupportedError
-from ..formats.base import WeightFormat
+from ..errors import ArgumentError, DTypeError
 from ..geometry import Geometry
 from ..quant import InputQuant
 from .binary import check_sign_conv
 from .conv_calls import Empty, again, keep, key_of
 from .plans import observed
 from .request import (
-    INT32_MAX,
+    check_accumulator,
     check_activation,
     check_array,
+    check_format,
     check_requant,
     check_vector,
+    code_limits,
     name_of_dtype,
 )
+
+ALONG = "its input channels"  # how a convolution is split whose sums could overflow
 
 
 class ConvRequest:
@@ -160,7 +162,7 @@ def conv2d_request(
         )
     if input_quant is not None and not signs:
         check_conv_quant(op, w, input_quant, geometry)
-        check_conv_accumulator(op, w, *input_quant.limits, input_quant.zero_point or 0)
+        check_accumulator(op, w, *input_quant.limits, input_quant.zero_point or 0, along=ALONG)
     name = name_of_dtype(
         op, out_dtype, dtype_name(x), tuple(FLOATS) if is_torch(x) else ("float32", "float16")
     )
@@ -257,10 +259,7 @@ def conv2d_requant_request(
 
 def check_images(op, name, x, dtypes, w, stride, padding, dilation, groups):
     check_array(op, name, x, dtypes)
-    if not isinstance(w, WeightFormat):
-        raise DTypeError(
-            f"{op}: w is a {type(w).__name__}; accepted: a weight format such as qkernels.IntWeight."
-        )
+    check_format(op, w)
     geometry = Geometry.of(op, w.shape, stride, padding, dilation, groups)
     if x.ndim != 4 or x.shape[1] != geometry.channels:
         raise ArgumentError(
@@ -272,36 +271,10 @@ def check_images(op, name, x, dtypes, w, stride, padding, dilation, groups):
 
 def check_codes(op, xq, w, x_zero_point, bias, stride, padding, dilation, groups):
     geometry = check_images(op, "xq", xq, ("int8", "uint8"), w, stride, padding, dilation, groups)
-    if w.is_grouped:
-        raise UnsupportedError(
-            f"{op}: w has group_size={w.group_size}, whose scales belong between the sums; accepted: one scale per "
-            "channel or tensor. Use conv2d."
-        )
-    lo, hi = (-128, 127) if dtype_name(xq) == "int8" else (0, 255)
-    try:
-        zero_point = operator.index(None if isinstance(x_zero_point, bool) else x_zero_point)
-    except TypeError:
-        raise DTypeError(f"{op}: x_zero_point is {x_zero_point!r}; accepted: one integer.") from None
-    if not lo <= zero_point <= hi:
-        raise ArgumentError(
-            f"{op}: x_zero_point is {zero_point}; accepted: {lo}..{hi} for {dtype_name(xq)} codes."
-        )
+    lo, hi, zero_point = code_limits(op, xq, w, x_zero_point, "conv2d")
     check_vector(op, "bias", bias, w.shape[0], ("int32",))
-    check_conv_accumulator(op, w, lo, hi, zero_point, bias)
+    check_accumulator(op, w, lo, hi, zero_point, bias, ALONG)
     return geometry, zero_point
-
-
-def check_conv_accumulator(op, w, lo, hi, zero_point, bias=None):
-    """Refuse what could leave int32: K * max|x - x_zero_point| * max|w - w_zero_point| + max|bias|."""
-    k = w.group_size if w.is_grouped else w.matrix_shape[1]
-    largest = k * max(abs(lo - zero_point), abs(hi - zero_point)) * w.code_extreme
-    if bias is not None and len(bias):
-        largest += int(abs(as_numpy(bias, op, "bias").astype(np.int64)).max())
-    if largest > INT32_MAX:
-        raise ArgumentError(
-            f"{op}: K = {k} with x_zero_point = {zero_point} could reach an accumulator of {largest}; int32 holds "
-            f"{INT32_MAX}. Split the layer along its input channels, or use a smaller zero point."
-        )
 
 
 def check_conv_quant(op, w, q, geometry):

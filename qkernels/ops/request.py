@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 
-from .._arrays import as_kind, is_torch
+from .._arrays import as_kind, as_numpy, is_torch
 from ..cpu import ACTIVATIONS, dtype_name
 from ..errors import ArgumentError, DTypeError, UnsupportedError
 from ..formats import WeightFormat
@@ -79,11 +79,15 @@ def check_array(op, name, x, dtypes):
         raise ArgumentError(f"{op}: {name} has no dimension; accepted: (..., K).")
 
 
-def check_weight(op, x, w):
+def check_format(op, w):
     if not isinstance(w, WeightFormat):
         raise DTypeError(
             f"{op}: w is a {type(w).__name__}; accepted: a weight format such as qkernels.IntWeight."
         )
+
+
+def check_weight(op, x, w):
+    check_format(op, w)
     if len(w.shape) != 2:
         raise ArgumentError(f"{op}: w has shape {w.shape}, a convolution's; accepted: (N, K). Use conv2d.")
     if x.shape[-1] != w.shape[1]:
@@ -128,26 +132,33 @@ def name_of_dtype(op, dtype, default, accepted):
     return name
 
 
-def check_accumulator(op, w, lo, hi, zero_point, bias=None):
+def check_accumulator(op, w, lo, hi, zero_point, bias=None, along="K"):
     """Refuse what could leave int32: K * max|x - x_zero_point| * max|w - w_zero_point| + max|bias|."""
-    terms = w.group_size if w.is_grouped else w.shape[1]
+    terms = w.group_size if w.is_grouped else w.matrix_shape[1]
     largest = terms * max(abs(lo - zero_point), abs(hi - zero_point)) * w.code_extreme
     if bias is not None and len(bias):
-        largest += int(abs(np.asarray(bias, np.int64)).max())
+        largest += int(abs(as_numpy(bias, op, "bias").astype(np.int64)).max())
     if largest > INT32_MAX:
         raise ArgumentError(
             f"{op}: K = {terms} with x_zero_point = {zero_point} could reach an accumulator of {largest}; int32 "
-            f"holds {INT32_MAX}. Split the layer along K, or use a smaller zero point."
+            f"holds {INT32_MAX}. Split the layer along {along}, or use a smaller zero point."
         )
 
 
 def integer_input(op, xq, w, x_zero_point, bias=None):
     check_array(op, "xq", xq, ("int8", "uint8"))
     check_weight(op, xq, w)
+    lo, hi, zero_point = code_limits(op, xq, w, x_zero_point, "linear")
+    check_accumulator(op, w, lo, hi, zero_point, bias)
+    return zero_point
+
+
+def code_limits(op, xq, w, x_zero_point, float_op):
+    """The least and the largest code of xq, and the code of 0 as an int; ``float_op`` takes groups of scales."""
     if w.is_grouped:
         raise UnsupportedError(
             f"{op}: w has group_size={w.group_size}, whose scales belong between the sums; accepted: one scale per "
-            "channel or tensor. Use linear."
+            f"channel or tensor. Use {float_op}."
         )
     lo, hi = (-128, 127) if dtype_name(xq) == "int8" else (0, 255)
     try:
@@ -158,8 +169,7 @@ def integer_input(op, xq, w, x_zero_point, bias=None):
         raise ArgumentError(
             f"{op}: x_zero_point is {zero_point}; accepted: {lo}..{hi} for {dtype_name(xq)} codes."
         )
-    check_accumulator(op, w, lo, hi, zero_point, bias)
-    return zero_point
+    return lo, hi, zero_point
 
 
 def check_requant(op, requant, n):
