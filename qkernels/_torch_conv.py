@@ -4,7 +4,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from . import _native, cpu_conv
-from ._torch_ops import _FLOAT_DTYPES, _library
+from ._torch_ops import _FLOAT_DTYPES, _library, check_block, check_floats
 from .cpu import ACTIVATIONS, input_mode
 from .errors import ArgumentError, UnsupportedError
 from .formats import IntWeight
@@ -50,8 +50,7 @@ def _conv2d_int(
     out_dtype,
 ):
     op = "qkernels::conv2d_int"
-    if packed.dtype is not torch.uint8 or not packed.is_contiguous() or not packed.is_cpu:
-        raise TypeError(f"{op}: packed is not a contiguous uint8 CPU tensor.")
+    check_block(op, packed)
     block = _native.PackedConv(packed.data_ptr(), packed.numel(), packed)
     n, channels, kh, kw, _ = block.shape
     if x.dim() != 4 or x.shape[1] != channels or list(kernel) != [n, kh, kw]:
@@ -59,8 +58,7 @@ def _conv2d_int(
             f"{op}: x is {tuple(x.shape)} and kernel {list(kernel)}; the weight has {channels} channels and "
             f"{[n, kh, kw]}."
         )
-    if x.dtype not in _FLOAT_DTYPES or out_dtype not in _FLOAT_DTYPES or not x.is_cpu:
-        raise TypeError(f"{op}: x is {x.dtype} on {x.device}, out_dtype {out_dtype}.")
+    check_floats(op, x, out_dtype)
     if (len(stride), len(padding), len(dilation)) != (2, 4, 2):
         raise ValueError(f"{op}: stride, padding and dilation take 2, 4 and 2 numbers.")
     for name, v, length in (("bias", bias, n), ("input_scale", input_scale, channels)):

@@ -22,48 +22,49 @@ _library.define(
 _FLOAT_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
-def _linear_int(x, packed, bias, out_features, mode, bits, signed, scale, zero_point, activation, out_dtype):
+def check_block(op, packed):
+    """Refuse a prepacked block that is not plain bytes; what they say is checked by the native side."""
     if packed.dtype is not torch.uint8 or not packed.is_contiguous() or not packed.is_cpu:
-        raise TypeError("qkernels::linear_int: packed is not a contiguous uint8 CPU tensor.")
-    block = _native.PackedWeight(packed.data_ptr(), packed.numel(), packed)
+        raise TypeError(f"{op}: packed is not a contiguous uint8 CPU tensor.")
+
+
+def check_floats(op, x, out_dtype):
+    if x.dtype not in _FLOAT_DTYPES or out_dtype not in _FLOAT_DTYPES or not x.is_cpu:
+        raise TypeError(f"{op}: x is {x.dtype} on {x.device}, out_dtype {out_dtype}.")
+
+
+def _linear(op, x, packed, bias, out_features, out_dtype, kind, plan_of, refuse_row):
+    """What the operators on matrices share: ``plan_of`` makes the native plan of a block, of the class ``kind``."""
+    check_block(op, packed)
+    block = kind(packed.data_ptr(), packed.numel(), packed)
     n, k = block.shape
     if x.dim() < 1 or x.shape[-1] != k or n != out_features:
         raise ValueError(
-            f"qkernels::linear_int: x is {tuple(x.shape)} and out_features {out_features}; the weight is ({n}, {k})."
+            f"{op}: x is {tuple(x.shape)} and out_features {out_features}; the weight is ({n}, {k})."
         )
-    if x.dtype not in _FLOAT_DTYPES or out_dtype not in _FLOAT_DTYPES or not x.is_cpu:
-        raise TypeError(f"qkernels::linear_int: x is {x.dtype} on {x.device}, out_dtype {out_dtype}.")
+    check_floats(op, x, out_dtype)
     if bias is not None:
         if tuple(bias.shape) != (n,) or not bias.is_cpu:
-            raise ValueError(
-                f"qkernels::linear_int: bias is {tuple(bias.shape)} on {bias.device}, not ({n},) on cpu."
-            )
+            raise ValueError(f"{op}: bias is {tuple(bias.shape)} on {bias.device}, not ({n},) on cpu.")
         bias = bias.to(torch.float32).contiguous()
     rows = x.reshape(-1, k).contiguous() if k else x.new_empty((x.shape[:-1].numel(), 0))
-    plan = _native.LinearPlan(
-        block,
-        ISAS[current_isa()][0],
-        mode,
-        bits,
-        signed,
-        scale,
-        zero_point,
-        _FLOAT_DTYPES[x.dtype],
-        _FLOAT_DTYPES[out_dtype],
-        activation,
-    )
+    plan = plan_of(block)
     out = torch.empty((*x.shape[:-1], n), dtype=out_dtype)
-    row = plan.run(
-        rows.data_ptr(),
-        rows.shape[0],
-        k,
-        0 if bias is None else bias.data_ptr(),
-        out.data_ptr(),
-        num_threads(),
-    )
+    b = 0 if bias is None else bias.data_ptr()
+    row = plan.run(rows.data_ptr(), rows.shape[0], k, b, out.data_ptr(), num_threads())
     if row >= 0:
-        cpu.refuse_row("linear", row)
+        refuse_row("linear", row)
     return out
+
+
+def _linear_int(x, packed, bias, out_features, mode, bits, signed, scale, zero_point, activation, out_dtype):
+    def plan_of(block):
+        quant = (mode, bits, signed, scale, zero_point)
+        types = _FLOAT_DTYPES[x.dtype], _FLOAT_DTYPES[out_dtype]
+        return _native.LinearPlan(block, ISAS[current_isa()][0], *quant, *types, activation)
+
+    op, kind = "qkernels::linear_int", _native.PackedWeight
+    return _linear(op, x, packed, bias, out_features, out_dtype, kind, plan_of, cpu.refuse_row)
 
 
 @torch.library.register_fake("qkernels::linear_int", lib=_library)
@@ -148,36 +149,14 @@ _library.define(
 
 
 def _linear_signs(x, packed, bias, out_features, mode, scale, activation, out_dtype):
-    op = "qkernels::linear_signs"
-    if packed.dtype is not torch.uint8 or not packed.is_contiguous() or not packed.is_cpu:
-        raise TypeError(f"{op}: packed is not a contiguous uint8 CPU tensor.")
-    block = _native.PackedBinary(packed.data_ptr(), packed.numel(), packed)
-    n, k = block.shape
-    if x.dim() < 1 or x.shape[-1] != k or n != out_features:
-        raise ValueError(
-            f"{op}: x is {tuple(x.shape)} and out_features {out_features}; the weight is ({n}, {k})."
+    def plan_of(block):
+        epilogue = _native.BinaryPlan(_FLOAT_DTYPES[out_dtype], activation, *([0] * 8))
+        return _native.LinearBinary(
+            block, ISAS[current_isa()][0], mode, scale, _FLOAT_DTYPES[x.dtype], epilogue
         )
-    if x.dtype not in _FLOAT_DTYPES or out_dtype not in _FLOAT_DTYPES or not x.is_cpu:
-        raise TypeError(f"{op}: x is {x.dtype} on {x.device}, out_dtype {out_dtype}.")
-    if bias is not None:
-        if tuple(bias.shape) != (n,) or not bias.is_cpu:
-            raise ValueError(f"{op}: bias is {tuple(bias.shape)} on {bias.device}, not ({n},) on cpu.")
-        bias = bias.to(torch.float32).contiguous()
-    rows = x.reshape(-1, k).contiguous() if k else x.new_empty((x.shape[:-1].numel(), 0))
-    epilogue = _native.BinaryPlan(_FLOAT_DTYPES[out_dtype], activation, *([0] * 8))
-    plan = _native.LinearBinary(block, ISAS[current_isa()][0], mode, scale, _FLOAT_DTYPES[x.dtype], epilogue)
-    out = torch.empty((*x.shape[:-1], n), dtype=out_dtype)
-    row = plan.run(
-        rows.data_ptr(),
-        rows.shape[0],
-        k,
-        0 if bias is None else bias.data_ptr(),
-        out.data_ptr(),
-        num_threads(),
-    )
-    if row >= 0:
-        cpu_binary.refuse_row("linear", row)
-    return out
+
+    op, kind = "qkernels::linear_signs", _native.PackedBinary
+    return _linear(op, x, packed, bias, out_features, out_dtype, kind, plan_of, cpu_binary.refuse_row)
 
 
 @torch.library.register_fake("qkernels::linear_signs", lib=_library)
