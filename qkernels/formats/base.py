@@ -57,6 +57,10 @@ class WeightFormat:
         """The float32 (N, K) matrix that the format stands for."""
         raise NotImplementedError
 
+    def lookup(self):
+        """The same weight as codes that index a table (formats/lookup.py), which is what the float core reads."""
+        raise NotImplementedError
+
     def numpy(self):
         """The same weight with NumPy fields on the same memory."""
         raise NotImplementedError

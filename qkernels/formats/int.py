@@ -13,6 +13,7 @@ from ..errors import ArgumentError, DTypeError, FormatError, UnsupportedError
 from ..quant import SCALE_MAX, SCALE_MIN
 from .base import WeightFormat
 from .bits import pack_rows, row_bytes, to_signed, to_unsigned, unpack_rows
+from .lookup import Lookup
 
 INT32_MAX = 2**31 - 1
 DTYPES = {"packed": "uint8", "scale": "float32", "zero_point": "int16", "input_scale": "float32"}
@@ -236,6 +237,15 @@ class IntWeight(WeightFormat):
         return as_kind(
             to_signed(unpack_rows(packed, self.matrix_shape[1], self.bits), self.bits), self.packed
         )
+
+    def lookup(self):
+        """As the float core reads it: index the low bits of a code, table the codes in that order."""
+        w, count = self.numpy(), 2**self.bits
+        index = to_unsigned(w.codes(), self.bits)
+        table = to_signed(np.arange(count, dtype=np.uint8), self.bits).astype(np.float32)[None]
+        offset = None if w.zero_point is None else -(w.scale * w.zero_point.astype(np.float32))
+        group_size = self.group_size if self.is_grouped else None
+        return Lookup(self.bits, index, table, w.scale, offset, group_size, w.input_scale)
 
     def dense(self):
         """``scale * (code - zero_point) / input_scale``: float32, shaped like the weight, each operation rounded."""
