@@ -2,12 +2,12 @@
 //
 //   W[n, k] = (scale[n, g] * table[code[n, k]] + offset[n, g]) / input_scale[k]
 //
-// One self-describing block of bytes, made by prepack, never saved. K is cut into segments of equal length (the last may
-// be short), the groups of scales, or one segment; each is padded to a multiple of two.
+// One self-describing block of bytes, made by prepack, never saved. K is cut into segments of equal length (the last
+// may be short), the groups of scales, or one segment; each is padded to a multiple of two.
 //
 //   header     FloatHeader
-//   table32    float [tables][entries32]            2^bits values, repeated to at least 16; tables: 1, or one a row or a
-//   table16    bf16  [tables][entries16]            group of a row (padded rows too); the same values as bfloat16, at
+//   table32    float [tables][entries32]            2^bits values, repeated to at least 16; tables: 1, or one a row or
+//   a table16    bf16  [tables][entries16]            group of a row (padded rows too); the same values as bfloat16, at
 //                                                   least 32
 //   scale      float or half [panels][segments][64] 0 beyond N; half (float16) where that holds every one exactly
 //   offset     float or half [panels][segments][64] only where has_offset
@@ -18,9 +18,9 @@
 // code, channel c, k i in byte 2 * c + i. Narrower codes are planes of p = 4, 2 and 1 bits, those that the width is the
 // sum of, the low bits first. A plane of p bits is 4 * p 32-bit words: channel c = 16 * v + d, k i is in word
 // d % (4 * p), at bit 16 * i + 4 * v + p * (d / (4 * p)). So a 4-bit step is one 64-byte register; shifted right by
-// 4 * v its 16-bit lanes hold the codes of 16 channels, two k each, in the order in which bf16 pairs are multiplied, and
-// its 32-bit lanes those of one k. What is above a code is left there: tables are repeated, so the rest of an index does
-// not matter.
+// 4 * v its 16-bit lanes hold the codes of 16 channels, two k each, in the order in which bf16 pairs are multiplied,
+// and its 32-bit lanes those of one k. What is above a code is left there: tables are repeated, so the rest of an index
+// does not matter.
 #pragma once
 
 #include <cstring>
@@ -83,9 +83,10 @@ struct FloatHeader {
     int64_t n, k, bits;
     int64_t segment, segment_pad, segments;  // segments >= 1
     int64_t n_pad, k_pad;
-    int64_t tables_of;                 // 0: one table, 1: one a row, 2: one a segment of a row
-    int64_t ramp;                      // the table is that of two's complement codes: 8-bit codes convert as integers
-    int64_t half_scale, half_offset;   // stored as float16
+    int64_t tables_of;                // 0: one table, 1: one a row, 2: one a segment of a row
+    int64_t ramp;                     // the table is that of two's complement codes: 8-bit codes convert as integers
+    int64_t short_table;              // one table, whose values bfloat16 holds exactly
+    int64_t half_scale, half_offset;  // stored as float16
     int64_t has_offset, has_input_scale;
     int64_t total_bytes;
     int64_t table32, table16, scale, offset, inv_input, codes;  // byte offsets
@@ -155,9 +156,11 @@ struct FloatView {
         if (h.magic != kFloatMagic || h.n < 0 || h.k < 0 || h.n > kMost || h.k > kMost) return false;
         if (h.bits < 1 || h.bits > kFloatMaxBits || h.segment < 0 || h.segment > h.k) return false;
         if ((h.segment == 0 && h.k > 0) || h.tables_of < 0 || h.tables_of > 2) return false;
-        if ((h.ramp | h.half_scale | h.half_offset | h.has_offset | h.has_input_scale) & ~int64_t{1}) return false;
+        if ((h.ramp | h.short_table | h.half_scale | h.half_offset | h.has_offset | h.has_input_scale) & ~int64_t{1})
+            return false;
         // Keeps every product below inside of 64 bits.
-        if (ceil_div(h.k + 1, h.segment > 0 ? h.segment : 1) > (int64_t{1} << 50) / round_up(h.n + 1, kFloatPanelN) / 1024)
+        if (ceil_div(h.k + 1, h.segment > 0 ? h.segment : 1) >
+            (int64_t{1} << 50) / round_up(h.n + 1, kFloatPanelN) / 1024)
             return false;
         if (h.ramp && h.bits != 8) return false;
         const FloatHeader want = float_layout({h.n, h.k, h.bits, h.segment, h.tables_of, h.half_scale != 0,

@@ -24,7 +24,8 @@ int threads_for(const GemmHeader& h, int64_t m, int threads) {
 template <class Prepare>
 void run(const Problem& p, int threads, Prepare prepare) {
     const GemmHeader& h = *p.w.header;
-    const LoopShape shape{p.m, h.panels(), h.k_pad, h.n_pad * h.k_pad, h.k_pad > kBlockK ? kTileRows : rows_in_cache(h.k_pad)};
+    const LoopShape shape{p.m, h.panels(), h.k_pad, h.n_pad * h.k_pad,
+                          h.k_pad > kBlockK ? kTileRows : rows_in_cache(h.k_pad)};
     over_panels(shape, threads, prepare,
                 [&](int64_t panel, int64_t begin, int64_t end) { run_panel(p, panel, begin, end); });
 }

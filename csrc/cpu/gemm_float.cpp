@@ -1,6 +1,6 @@
 // The float core: activations become operands (bfloat16 or float32) once, up front; gemm_loops.h goes over rows and
-// panels. Few rows decode a panel's codes in registers; for many, blocks of it are decoded to L2, which then serve all of
-// them: for 128 rows that is about 3 % of the work.
+// panels. Few rows decode a panel's codes in registers; for many, blocks of it are decoded to L2, which then serve all
+// of them: for 128 rows that is about 3 % of the work.
 #include "gemm_float.h"
 
 #include "gemm_loops.h"
@@ -19,8 +19,8 @@ constexpr int64_t kPrefetchBytes = 1 << 20;  // smaller weights sit in L2
 struct FloatProblem {
     const FloatKernels& products;
     FloatView w;
-    const char* a = nullptr;  // operands of rows, over the padded k
-    int64_t lda = 0;          // bytes
+    const char* a = nullptr;      // operands of rows, over the padded k
+    int64_t lda = 0;              // bytes
     const float* sums = nullptr;  // [rows][segments], where there are offsets
     Epilogue epilogue = {};
     EpilogueFn store = nullptr;
@@ -78,7 +78,7 @@ void decode_own(const FloatView& w, int64_t panel, const Span& span, const Eleme
 void run_panel(const FloatProblem& p, int64_t panel, int64_t begin, int64_t end) {
     const FloatHeader& h = *p.w.header;
     const FloatKernels& f = p.products;
-    const int source = h.ramp ? kFromRamp : static_cast<int>(h.bits), bytes = f.element_bytes;
+    const int source = f.source(h), bytes = f.element_bytes;
     const int64_t rows_all = end - begin, n0 = panel * kFloatPanelN;
     const int cols = static_cast<int>(std::min<int64_t>(kFloatPanelN, h.n - n0));
     const bool packed = h.tables_of == 0 && rows_all <= kMaxMr && f.micro[source][rows_all] != nullptr;
@@ -98,7 +98,7 @@ void run_panel(const FloatProblem& p, int64_t panel, int64_t begin, int64_t end)
         args.steps = span.steps;
         args.group_steps = span.group_steps;
         args.codes = p.w.codes(panel) + span.first * step_bytes;
-        args.table = f.table(p.w, 0);
+        args.table = f.table(p.w, source);
         args.scale = p.w.scale(panel, span.segment);
         args.half_scale = h.half_scale;
         if (h.has_offset && span.ends) args.offset = p.w.offset(panel, span.segment);

@@ -45,9 +45,11 @@ template <int BITS>
 }
 }  // namespace products
 
-// Where operands come from: kBytes of `codes` a step.
+// Where operands come from: kBytes of `codes` a step. One that is kWhole decodes all channels of a step together, for
+// one row: multiply() adds the step's products, in an order of its own that arrange() undoes.
 template <int BITS>
 struct FromTable {
+    static constexpr bool kWhole = false;
     static constexpr int kBytes = qk::float_step_bytes(BITS);
     products::Table<BITS> table;
     explicit FromTable(const void* t) : table(t) {}
@@ -56,6 +58,7 @@ struct FromTable {
     }
 };
 struct FromRamp {
+    static constexpr bool kWhole = false;
     static constexpr int kBytes = qk::float_step_bytes(8);
     explicit FromRamp(const void*) {}
     products::weight operator()(const uint8_t* step, int channel, int sub) const {
@@ -63,6 +66,7 @@ struct FromRamp {
     }
 };
 struct FromPanel {
+    static constexpr bool kWhole = false;
     static constexpr int kBytes = 128 * sizeof(products::element);
     explicit FromPanel(const void*) {}
     products::weight operator()(const uint8_t* step, int channel, int sub) const {
@@ -80,7 +84,8 @@ void micro_float(const qk::FloatArgs& args) {
     using namespace products;
     const qk::FloatArgs a = args;
     const From from(a.table);
-    constexpr int SETS = ROWS == 1 ? 2 : 1;  // one row has too few sums to hide the latency of an addition
+    constexpr int NW = ROWS == 1 ? NW_ONE : NW_MANY;
+    constexpr int SETS = ROWS == 1 && NW < 8 ? 2 : 1;  // fewer than eight sums do not hide the latency of an addition
     const char* ahead = a.ahead;
     const element* x[ROWS];
     unroll<ROWS>([&](auto r) __attribute__((always_inline)) { x[r] = static_cast<const element*>(a.rows[r]); });
@@ -94,21 +99,35 @@ void micro_float(const qk::FloatArgs& args) {
                 acc[i / (ROWS * NW)][i / NW % ROWS][i % NW] = own(set1(0.0f));
             });
         };
-        auto advance = [&](auto set) __attribute__((always_inline)) {
-            unroll<SUB>([&](auto sub) __attribute__((always_inline)) {
+        auto multiply_step = [&]([[maybe_unused]] auto set, auto sub) __attribute__((always_inline)) {
+            if constexpr (ROWS == 1) {  // each weight is used once: none waits in a register
+                const auto xs = broadcast(x[0] + at, sub);
+                unroll<NW>([&](auto v) __attribute__((always_inline)) {
+                    f32v& sum = acc[set % SETS][0][v];
+                    sum = multiply_add(sum, xs, from(step, column + v * LANES, sub));
+                });
+            } else {
                 weight w[NW];
                 unroll<NW>([&](auto v) __attribute__((always_inline)) { w[v] = from(step, column + v * LANES, sub); });
                 unroll<ROWS>([&](auto r) __attribute__((always_inline)) {
                     const auto xs = broadcast(x[r] + at, sub);
                     unroll<NW>([&](auto v) __attribute__((always_inline)) {
-                        acc[set % SETS][r][v] = multiply_add(acc[set % SETS][r][v], xs, w[v]);
+                        acc[0][r][v] = multiply_add(acc[0][r][v], xs, w[v]);
                     });
                 });
-            });
+            }
+        };
+        auto advance = [&](auto set) __attribute__((always_inline)) {
+            if constexpr (From::kWhole) {
+                from.multiply(step, x[0] + at, acc[0][0]);
+            } else {
+                unroll<SUB>([&](auto sub) __attribute__((always_inline)) { multiply_step(set, sub); });
+            }
             step += From::kBytes;
             at += qk::kFloatStepK;
         };
         auto finish = [&]() __attribute__((always_inline)) {
+            if constexpr (From::kWhole) From::arrange(acc[0][0]);
             unroll<NW>([&](auto v) __attribute__((always_inline)) {
                 const int lane = column + v * LANES;
                 const f32v s = load_scale(scale, a.half_scale, lane);
@@ -159,14 +178,18 @@ void decode_float(const uint8_t* codes, int64_t steps, const void* table, void* 
     using namespace products;
     const From from(table);
     auto* to = static_cast<element*>(out);
-    for (int column = 0; column < qk::kFloatPanelN; column += NW * LANES)
-        for (int64_t s = 0; s < steps; ++s)
-            unroll<SUB>([&](auto sub) __attribute__((always_inline)) {
-                unroll<NW>([&](auto v) __attribute__((always_inline)) {
-                    const int channel = column + v * LANES;
-                    store_weight(to + s * 128, channel, sub, from(codes + s * From::kBytes, channel, sub));
+    if constexpr (From::kWhole) {
+        for (int64_t s = 0; s < steps; ++s) from.decode(codes + s * From::kBytes, to + s * 128);
+    } else {
+        for (int column = 0; column < qk::kFloatPanelN; column += NW_MANY * LANES)
+            for (int64_t s = 0; s < steps; ++s)
+                unroll<SUB>([&](auto sub) __attribute__((always_inline)) {
+                    unroll<NW_MANY>([&](auto v) __attribute__((always_inline)) {
+                        const int channel = column + v * LANES;
+                        store_weight(to + s * 128, channel, sub, from(codes + s * From::kBytes, channel, sub));
+                    });
                 });
-            });
+    }
 }
 
 // Rows of activations: out[i] = x[i] * inv_k[i], as operands.
@@ -217,6 +240,16 @@ void fill_tables(qk::FloatKernels& t) {
     if constexpr (BITS > 1) fill_tables<BITS - 1>(t);
 }
 
+// Tables of at most 16 entries that bfloat16 holds exactly, where that is faster.
+inline void fill_short(qk::FloatKernels& t) {
+#ifdef QK_SHORT_TABLES
+    t.micro[qk::kFromShort][1] = micro_float<products::FromShort, 1>;
+    t.decode[qk::kFromShort] = decode_float<products::FromShort>;
+#else
+    t.micro[qk::kFromShort][1] = nullptr;
+#endif
+}
+
 inline qk::FloatKernels make_float_kernels(const char* name) {
     static_assert(products::MR <= qk::kMaxMr);
     qk::FloatKernels t{};
@@ -227,6 +260,7 @@ inline qk::FloatKernels make_float_kernels(const char* name) {
     fill_float<FromRamp, products::MR_PACKED>(t.micro[qk::kFromRamp]);
     t.decode[qk::kFromRamp] = decode_float<FromRamp>;
     fill_tables<8>(t);
+    fill_short(t);
     t.convert[0] = convert<float>;
     t.convert[1] = convert<qk::bf16>;
     t.convert[2] = convert<qk::f16>;

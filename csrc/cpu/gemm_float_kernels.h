@@ -7,21 +7,22 @@
 namespace qk {
 
 // Sources of operands: a table of 2^bits entries is its number of bits; beside those:
-inline constexpr int kFromPanel = 0;  // decoded already
-inline constexpr int kFromRamp = 9;   // 8-bit two's complement codes, converted
-inline constexpr int kSources = 10;
+inline constexpr int kFromPanel = 0;   // decoded already
+inline constexpr int kFromRamp = 9;    // 8-bit two's complement codes, converted
+inline constexpr int kFromShort = 10;  // 4-bit codes of a table that bfloat16 holds exactly; not on every ISA
+inline constexpr int kSources = 11;
 
 // tile[r][0..64) += scale[g] * (sum of the group's products) + offset[g] * sums[r][g], group after group.
 struct FloatArgs {
     const void* const* rows = nullptr;  // [rows] operands of x from the first step on
     int64_t steps = 0, group_steps = 1;
-    const uint8_t* codes = nullptr;                // of the panel, or decoded operands
-    const void* table = nullptr;                   // in the products' own type
+    const uint8_t* codes = nullptr;                  // of the panel, or decoded operands
+    const void* table = nullptr;                     // in the products' own type
     const char *scale = nullptr, *offset = nullptr;  // [groups][64]; offset may be null
-    bool half_scale = false, half_offset = false;  // they are float16
-    const float* const* sums = nullptr;            // [rows][groups], where there is an offset
-    float* tile = nullptr;                         // [rows][64]
-    const char* ahead = nullptr;                   // as in MicroArgs
+    bool half_scale = false, half_offset = false;    // they are float16
+    const float* const* sums = nullptr;              // [rows][groups], where there is an offset
+    float* tile = nullptr;                           // [rows][64]
+    const char* ahead = nullptr;                     // as in MicroArgs
     int lines = 0;
 };
 using FloatMicroFn = void (*)(const FloatArgs& args);
@@ -33,15 +34,20 @@ using SumFn = float (*)(const void* operands, int64_t k);
 
 struct FloatKernels {
     const char* name;
-    int mr;                                       // rows of the largest register tile
-    int element_bytes;                            // of an operand: 4 float32, 2 bfloat16
-    FloatMicroFn micro[kSources][kMaxMr + 1];     // [source][rows]; null: decode, then kFromPanel
+    int mr;                                    // rows of the largest register tile
+    int element_bytes;                         // of an operand: 4 float32, 2 bfloat16
+    FloatMicroFn micro[kSources][kMaxMr + 1];  // [source][rows]; null: decode, then kFromPanel
     FloatDecodeFn decode[kSources];
-    ConvertFn convert[3];                         // by DType of x
+    ConvertFn convert[3];  // by DType of x
     SumFn sum;
 
-    const void* table(const FloatView& w, int64_t t) const {
-        return element_bytes == 4 ? static_cast<const void*>(w.table32(t)) : w.table16(t);
+    // Where the operands of a weight with one table come from, and the table in that source's own type.
+    int source(const FloatHeader& h) const {
+        if (h.short_table && h.bits == 4 && decode[kFromShort] != nullptr) return kFromShort;
+        return h.ramp ? kFromRamp : static_cast<int>(h.bits);
+    }
+    const void* table(const FloatView& w, int source) const {
+        return element_bytes == 4 && source != kFromShort ? static_cast<const void*>(w.table32(0)) : w.table16(0);
     }
 };
 

@@ -26,8 +26,8 @@ inline constexpr int64_t kSharedWeight = 1 << 20;      // a weight that every co
 inline constexpr int64_t kPrepareTogether = 16 << 10;  // operands that one thread makes before two have met
 
 // Threads that the work repays. A region costs a microsecond when the cores are free, and as much again until the other
-// core has the activations, so each thread must find about six to do. What the work takes only needs to be right within a
-// factor of two.
+// core has the activations, so each thread must find about six to do. What the work takes only needs to be right within
+// a factor of two.
 inline int threads_worth(double nanoseconds, int threads) {
     return static_cast<int>(std::clamp<double>(nanoseconds / 6000.0, 1.0, std::max(threads, 1)));
 }

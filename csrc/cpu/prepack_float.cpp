@@ -42,9 +42,16 @@ void prepack_float(const FloatSource& s, void* out) {
     h.ramp = s.ramp;
     char* base = static_cast<char*>(out);
     std::memset(base, 0, h.total_bytes);
-    const int64_t values = int64_t{1} << h.bits, given = h.tables_of == 0 ? 1 : h.tables_of == 1 ? h.n : h.n * h.segments;
+    const int64_t values = int64_t{1} << h.bits, given = h.tables_of == 0   ? 1
+                                                         : h.tables_of == 1 ? h.n
+                                                                            : h.n * h.segments;
     auto* table32 = reinterpret_cast<float*>(base + h.table32);
     auto* table16 = reinterpret_cast<uint16_t*>(base + h.table16);
+    h.short_table = h.tables_of == 0;
+    for (int64_t i = 0; i < values * given && h.short_table; ++i) {
+        const uint32_t bits = uint32_t{to_bf16(s.table[i])} << 16;
+        h.short_table = std::memcmp(&bits, s.table + i, 4) == 0;
+    }
     for (int64_t t = 0; t < given; ++t) {
         for (int64_t i = 0; i < h.entries32(); ++i) table32[t * h.entries32() + i] = s.table[t * values + i % values];
         for (int64_t i = 0; i < h.entries16(); ++i)

@@ -11,7 +11,7 @@ using element = bf16;
 using weight = __m512i;
 using index = __m512i;  // a code in the low bits of each 16-bit lane, anything above
 inline constexpr int SUB = 1;
-inline constexpr int NW = 4;
+inline constexpr int NW_MANY = 4, NW_ONE = 4;  // registers of weights: of many rows, of one row
 inline constexpr int MR = 6;
 inline constexpr int MR_PACKED = 4;
 

@@ -11,7 +11,7 @@ using namespace simd;
 using element = float;
 using weight = float;
 inline constexpr int SUB = 2;
-inline constexpr int NW = 8;
+inline constexpr int NW_MANY = 8, NW_ONE = 8;  // registers of weights: of many rows, of one row
 inline constexpr int MR = 1;
 inline constexpr int MR_PACKED = 1;
 
