@@ -35,9 +35,10 @@ int threads_for(const GemmHeader& h, int64_t m, int threads) {
 }
 
 // Rows that are prepared and computed together: their codes stay in L2, and their partial sums on the stack.
-int64_t chunk_rows(const GemmHeader& h, int64_t m) {
-    const int64_t most =
-        h.k_pad > kBlockK ? kTileRows : std::max<int64_t>(48, kRowBytes / std::max<int64_t>(h.k_pad, 1));
+int64_t chunk_rows(const Problem& p, int64_t m) {
+    const int64_t k = p.w.header->k_pad;
+    int64_t most = k > kBlockK ? p.tile_rows() : std::max<int64_t>(48, kRowBytes / std::max<int64_t>(k, 1));
+    if (p.pairs) most = std::min(most, p.tile_rows());
     return ceil_div(m, std::max<int64_t>(1, ceil_div(m, most)));
 }
 
@@ -49,7 +50,7 @@ void run(const Problem& p, int threads, Prepare prepare) {
     // A weight that each core's L2 holds: split the rows, so that codes never travel between cores and nothing waits.
     const bool by_rows = h.n_pad * h.k_pad <= kSharedWeight && p.m >= 12 * threads;
     if (threads == 1 || by_rows) {
-        const int64_t rows = chunk_rows(h, threads == 1 ? p.m : ceil_div(p.m, 2 * threads));
+        const int64_t rows = chunk_rows(p, threads == 1 ? p.m : ceil_div(p.m, 2 * threads));
         parallel_for(threads, ceil_div(p.m, rows), [&](int64_t unit) {
             const int64_t begin = unit * rows, end = std::min(p.m, begin + rows);
             prepare(begin, end);
@@ -60,7 +61,7 @@ void run(const Problem& p, int threads, Prepare prepare) {
     // Else split the panels, all rows over each, and the rows too where there are few panels.
     const int64_t wanted =
         std::min(ceil_div(4 * threads, std::max<int64_t>(panels, 1)), std::max<int64_t>(p.m / 12, 1));
-    const int64_t rows = std::min(chunk_rows(h, p.m), ceil_div(p.m, wanted));
+    const int64_t rows = std::min(chunk_rows(p, p.m), ceil_div(p.m, wanted));
     const bool together = p.m * h.k > kPrepareTogether;
     if (!together) prepare(0, p.m);
     WorkRanges preparations(ceil_div(p.m, 4), threads), units(panels * ceil_div(p.m, rows), threads);
@@ -197,14 +198,15 @@ int64_t gemm_quantized(const Kernels& isa, const void* x, DType x_type, int64_t 
                        const GemmView& w, Epilogue epilogue, EpilogueFn store, int threads) {
     const GemmHeader& h = *w.header;
     if (m == 0) return -1;
-    threads = threads_for(h, m, threads);
-    const bool patch = h.has_zero_point;
-    const int64_t lda = pitch(h.k_pad), most = std::min(m, super_rows(h));
-    Scratch& scratch = Scratch::get(Scratch::padded<uint8_t>(most * lda) + Scratch::padded<int32_t>(most) +
-                                    Scratch::padded<float>(most) + Scratch::padded<int32_t>(h.n_pad) +
-                                    Columns::bytes(h, most, epilogue.out_bytes));
-    uint8_t* codes = scratch.take<uint8_t>(most * lda);
-    int32_t* sums = scratch.take<int32_t>(most);
+    const bool patch = h.has_zero_point, pairs = q.split();
+    const int64_t each = pairs ? 2 : 1;  // rows of codes that a row of x makes
+    threads = threads_for(h, m * each, threads);
+    const int64_t lda = pitch(h.k_pad), most = std::min(m, ceil_div(super_rows(h), each));
+    Scratch& scratch = Scratch::get(Scratch::padded<uint8_t>(most * each * lda) +
+                                    Scratch::padded<int32_t>(most * each) + Scratch::padded<float>(most) +
+                                    Scratch::padded<int32_t>(h.n_pad) + Columns::bytes(h, most, epilogue.out_bytes));
+    uint8_t* codes = scratch.take<uint8_t>(most * each * lda);
+    int32_t* sums = scratch.take<int32_t>(most * each);
     float* scales = scratch.take<float>(most);
     const int32_t zero = q.zero_point + (q.is_signed ? 128 : 0);
     const int32_t* init = starts(w, zero, scratch.take<int32_t>(h.n_pad));
@@ -224,9 +226,15 @@ int64_t gemm_quantized(const Kernels& isa, const void* x, DType x_type, int64_t 
         const int64_t rows = std::min(most, m - row0);
         const char* x0 = static_cast<const char*>(x) + row0 * ldx * x_bytes;
         auto quantize = [&](int64_t begin, int64_t end) {
-            const int64_t found = quantize_rows(isa, x0, x_type, h.k, ldx, begin, end, q, inv_k, tensor_bits,
-                                                q.is_signed ? 0x80 : 0, codes, lda, scales);
-            for (int64_t r = begin; r < end; ++r) finish_row(isa, h, codes + r * lda, patch ? sums + r : nullptr);
+            const uint8_t flip = q.is_signed ? 0x80 : 0;
+            const int64_t found =
+                q.power ? quantize_power_rows(isa, x0, x_type, h.k, ldx, begin, end, q, inv_k, tensor_bits,
+                                              pairs ? PowerForm::split : PowerForm::decoded, flip, codes,
+                                              pairs ? codes + lda : nullptr, each * lda, scales)
+                        : quantize_rows(isa, x0, x_type, h.k, ldx, begin, end, q, inv_k, tensor_bits, flip, codes, lda,
+                                        scales);
+            for (int64_t r = begin * each; r < end * each; ++r)
+                finish_row(isa, h, codes + r * lda, patch ? sums + r : nullptr);
             int64_t none = -1;
             if (found >= 0) bad.compare_exchange_strong(none, row0 + found);
         };
@@ -238,6 +246,8 @@ int64_t gemm_quantized(const Kernels& isa, const void* x, DType x_type, int64_t 
         p.epilogue = columns.at(epilogue, row0);
         p.store = store;
         p.patch = patch;
+        p.pairs = pairs;
+        p.factor = static_cast<float>(q.factor());
         run(p, threads, quantize);
         columns.scatter(epilogue, row0, rows, threads);
     }
