@@ -43,11 +43,16 @@ def linear(
 
     For inference: no gradient flows through the result.
 
+    With InputQuant(power=0.5) xq is ``sign(q) * q**2`` of its codes q, exact as well: ``qkernels.reference.linear_int``
+    says how 5 to 8 bits are split. Where codes of w index a table, wq is the table's integer.
+
     With InputQuant(bits=1) both sides are signs: acc is that of ``matmul_binary`` and alpha of the weight its scale.
 
     Args:
         x: (..., K) float32, bfloat16 or float16; torch CPU tensor or NumPy array, any strides.
-        w: IntWeight (N, K); BinaryWeight or TernaryWeight with InputQuant(bits=1).
+        w: IntWeight, MixedIntWeight, PowerWeight, LogWeight, FloatWeight or CodebookWeight (N, K); BinaryWeight or
+            TernaryWeight, these also with InputQuant(bits=1). Integer products need a weight whose values are
+            integers of int8 times a scale, which ``w.int_table()`` says of the formats that have a table.
         bias: (N,) floats, used as float32; or None.
         activation: None, "relu", "relu6", "gelu" or "silu"; with bits=1 also a DPReLU.
         input_quant: InputQuant, or None for float activations.
@@ -112,7 +117,7 @@ def linear_request(
             )
         if input_quant.granularity == "channel":
             input_quant.weight_scale(op, w.numpy().input_scale)
-        check_accumulator(op, w, *input_quant.limits, input_quant.zero_point or 0)
+        check_accumulator(op, w, *input_quant.operand_limits, input_quant.zero_point or 0)
     elif not isinstance(compute_dtype, str | None) or compute_dtype not in (None, "float32"):
         raise ArgumentError(f"{op}: compute_dtype is {compute_dtype!r}; accepted: None, 'float32'.")
     name = name_of_dtype(
