@@ -1,9 +1,9 @@
 """What every weight format has in common."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
-from .._arrays import is_torch
+from .._arrays import as_numpy, is_torch
 
 
 def nbytes(a):
@@ -61,9 +61,19 @@ class WeightFormat:
         """The same weight as codes that index a table (formats/lookup.py), which is what the float core reads."""
         raise NotImplementedError
 
+    def int_table(self):
+        """``(ints, multiplier)``, int8 (2**bits,) and a float, whose product is the table of ``lookup()`` exactly; None
+        where there is none: more than 4 bits, more than one table, or entries that int8 does not hold.
+        """
+        return None
+
     def numpy(self):
         """The same weight with NumPy fields on the same memory."""
-        raise NotImplementedError
+        arrays = self.arrays()
+        if not any(map(is_torch, arrays.values())):
+            return self
+        where = type(self).__name__
+        return replace(self, **{name: as_numpy(a, where, name) for name, a in arrays.items()})
 
     def __getstate__(self):
         return {f.name: getattr(self, f.name) for f in fields(self)}
