@@ -4,7 +4,7 @@ from importlib import import_module
 
 from .binary import DPReLU, RPReLU, Threshold
 from .errors import ArgumentError, DTypeError, FormatError, UnsupportedError
-from .formats import BinaryWeight, IntWeight, MixedIntWeight, TernaryWeight
+from .formats import BinaryWeight, IntWeight, MixedIntWeight, PowerWeight, TernaryWeight, search_exponent
 from .integer_quant import AddRequant, LayerNormInt
 from .ops import (
     add_requant,
@@ -48,6 +48,7 @@ __all__ = [
     "IntWeight",
     "LayerNormInt",
     "MixedIntWeight",
+    "PowerWeight",
     "RPReLU",
     "Requant",
     "TernaryWeight",
@@ -77,6 +78,7 @@ __all__ = [
     "pack_signs",
     "quantize_activations",
     "requantize",
+    "search_exponent",
     "softmax_int",
     *_LAZY,
 ]

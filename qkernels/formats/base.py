@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
+
 from .._arrays import as_numpy, is_torch
 
 
@@ -52,6 +54,13 @@ class WeightFormat:
         """The portable arrays by field name, those that are None left out."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: v for name, v in values.items() if hasattr(v, "dtype")}
+
+    def flat_input_scale(self):
+        """input_scale as it meets the matrix, float32 (K,), NumPy's, or None: kh * kw times each of a convolution."""
+        s = getattr(self, "input_scale", None)
+        if s is None:
+            return None
+        return np.repeat(as_numpy(s, type(self).__name__, "input_scale"), math.prod(self.shape[2:]))
 
     def dense(self):
         """The float32 (N, K) matrix that the format stands for."""

@@ -150,9 +150,11 @@ def checked_shape(where, shape, what="shape is"):
     raise FormatError(f"{where}: {what} {shape!r}; accepted: (N, K), or (O, I, kh, kw) of a convolution.")
 
 
-def checked_bits(where, bits):
-    if isinstance(bits, bool) or not isinstance(bits, int | np.integer) or not 2 <= bits <= 8:
-        raise UnsupportedError(f"{where}: bits is {bits!r}; accepted: 2 to 8 (1: BinaryWeight).")
+def checked_bits(where, bits, least=2):
+    """Bits of a code as an int, ``least`` to 8."""
+    if isinstance(bits, bool) or not isinstance(bits, int | np.integer) or not least <= bits <= 8:
+        hint = " (1: BinaryWeight)" if least == 2 else ""
+        raise UnsupportedError(f"{where}: bits is {bits!r}; accepted: {least} to 8{hint}.")
     return int(bits)
 
 

@@ -229,7 +229,7 @@ class IntWeight(WeightFormat):
         table = to_signed(np.arange(count, dtype=np.uint8), self.bits).astype(np.float32)[None]
         offset = None if w.zero_point is None else -(w.scale * w.zero_point.astype(np.float32))
         group_size = self.group_size if self.is_grouped else None
-        return Lookup(self.bits, index, table, w.scale, offset, group_size, w.input_scale)
+        return Lookup(self.bits, index, table, w.scale, offset, group_size, self.flat_input_scale())
 
     def dense(self):
         """``scale * (code - zero_point) / input_scale``: float32, shaped like the weight, each operation rounded."""
