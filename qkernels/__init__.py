@@ -4,7 +4,7 @@ from importlib import import_module
 
 from .binary import DPReLU, RPReLU, Threshold
 from .errors import ArgumentError, DTypeError, FormatError, UnsupportedError
-from .formats import BinaryWeight, IntWeight, MixedIntWeight, TernaryWeight
+from .formats import BinaryWeight, IntWeight, MixedIntWeight, PowerWeight, TernaryWeight, search_exponent
 from .integer_quant import AddRequant, LayerNormInt
 from .ops import (
     add_requant,
@@ -49,6 +49,7 @@ __all__ = [
     "IntWeight",
     "LayerNormInt",
     "MixedIntWeight",
+    "PowerWeight",
     "RPReLU",
     "Requant",
     "TernaryWeight",
@@ -79,6 +80,7 @@ __all__ = [
     "power_dequantize",
     "quantize_activations",
     "requantize",
+    "search_exponent",
     "softmax_int",
     *_LAZY,
 ]

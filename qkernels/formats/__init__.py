@@ -4,6 +4,15 @@ from .base import WeightFormat
 from .binary import BinaryWeight
 from .int import IntWeight
 from .mixed import MixedIntWeight
+from .power import PowerWeight, search_exponent
 from .ternary import TernaryWeight
 
-__all__ = ["BinaryWeight", "IntWeight", "MixedIntWeight", "TernaryWeight", "WeightFormat"]
+__all__ = [
+    "BinaryWeight",
+    "IntWeight",
+    "MixedIntWeight",
+    "PowerWeight",
+    "TernaryWeight",
+    "WeightFormat",
+    "search_exponent",
+]
