@@ -70,7 +70,9 @@ def _linear_int(
 
 
 @torch.library.register_fake("qkernels::linear_int", lib=_library)
-def _(x, packed, bias, out_features, mode, bits, signed, scale, zero_point, activation, out_dtype, power=False):
+def _(
+    x, packed, bias, out_features, mode, bits, signed, scale, zero_point, activation, out_dtype, power=False
+):
     return x.new_empty((*x.shape[:-1], out_features), dtype=out_dtype)
 
 

@@ -205,7 +205,9 @@ class Linear(_Compressed):
         if self.granularity is not None:
             scale = None if self.x_scale is None else self.x_scale.item()
             zero_point = None if self.x_zero_point is None else int(self.x_zero_point)
-            q = InputQuant(self.input_bits, self.granularity, scale, self.signed, zero_point, self.input_power)
+            q = InputQuant(
+                self.input_bits, self.granularity, scale, self.signed, zero_point, self.input_power
+            )
         self._layout, self._call = (
             None if q is None else _torch_ops.layout(w),
             (w, self.bias, self.activation, q),

@@ -88,7 +88,9 @@ class InputQuant:
             )
 
     def _check_power(self, where):
-        number = isinstance(self.power, int | float | np.integer | np.floating) and not isinstance(self.power, bool)
+        number = isinstance(self.power, int | float | np.integer | np.floating) and not isinstance(
+            self.power, bool
+        )
         if not number or self.power != 0.5:
             raise UnsupportedError(
                 f"{where}: power is {self.power!r}; accepted: None, 0.5 (whose decoded codes are integers). For other "

@@ -49,7 +49,9 @@ def int_table(w):
     """``w.int_table()`` with int8 and float32 arrays, made once; None where there is none."""
     if "_int_table" not in w.__dict__:
         found = w.int_table()
-        w.__dict__["_int_table"] = None if found is None else (np.asarray(found[0], np.int8), np.float32(found[1]))
+        w.__dict__["_int_table"] = (
+            None if found is None else (np.asarray(found[0], np.int8), np.float32(found[1]))
+        )
     return w.__dict__["_int_table"]
 
 

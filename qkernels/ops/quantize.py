@@ -101,9 +101,13 @@ def power_dequantize_request(codes, scale, exponent=0.5, bits=8, out_dtype=None,
         raise ArgumentError(f"{op}: exponent is {exponent!r}; accepted: a number from 1/16 to 4.")
     if bits < 8:
         q = as_numpy(codes, op, "codes")
-        lo, hi = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if dtype_name(codes) == "int8" else (0, 2**bits - 1)
+        lo, hi = (
+            (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if dtype_name(codes) == "int8" else (0, 2**bits - 1)
+        )
         if q.size and (q.min() < lo or q.max() > hi):
-            raise ArgumentError(f"{op}: codes span {q.min()}..{q.max()}; accepted with bits={bits}: {lo}..{hi}.")
+            raise ArgumentError(
+                f"{op}: codes span {q.min()}..{q.max()}; accepted with bits={bits}: {lo}..{hi}."
+            )
     s = as_float32(scale, op, "scale")
     if s.size != 1 and s.shape != (*codes.shape[:-1], 1):
         raise ArgumentError(

@@ -6,7 +6,16 @@ from ..registry import Kernel
 
 
 def add_rows(
-    op, formats, core, isas, call, reference, accepts=None, exactness="exact", tag=None, reference_accepts=None
+    op,
+    formats,
+    core,
+    isas,
+    call,
+    reference,
+    accepts=None,
+    exactness="exact",
+    tag=None,
+    reference_accepts=None,
 ):
     """Rows for each format: the CPU ones strongest ISA first, then the reference. ``formats`` (None,): no weight.
 
@@ -18,7 +27,9 @@ def add_rows(
         for isa in reversed(isas):
             registry.register(Kernel(op, name, "cpu", isa, core, accepts, call, exactness, tag))
         if reference is not None:
-            registry.register(Kernel(op, name, "reference", None, core, reference_accepts, reference, exactness))
+            registry.register(
+                Kernel(op, name, "reference", None, core, reference_accepts, reference, exactness)
+            )
 
 
 def integer_activations(request):
