@@ -13,6 +13,8 @@ QUANTS = {
     "static": qk.InputQuant(granularity="tensor", scale=0.05, zero_point=3),
     "unsigned": qk.InputQuant(signed=False),
     "channel": qk.InputQuant(granularity="channel"),
+    "power": qk.InputQuant(power=0.5),
+    "power of 4 bits": qk.InputQuant(bits=4, power=0.5, granularity="tensor", signed=False),
 }
 each_quant = pytest.mark.parametrize("quant", QUANTS)
 
@@ -33,7 +35,8 @@ def operator_arguments(w, quant, x, bias=None, activation=1, out_dtype=torch.flo
     mode = qk.cpu.input_mode(q)
     scale, zero_point = (q.scale, q.zero_point) if quant == "static" else (1.0, 0)
     n = w.shape[0]
-    return x, _torch_ops.layout(w), bias, n, mode, q.bits, q.signed, scale, zero_point, activation, out_dtype
+    quant = mode, q.bits, q.signed, scale, zero_point
+    return x, _torch_ops.layout(w), bias, n, *quant, activation, out_dtype, q.power is not None
 
 
 # ---- the operator ----------------------------------------------------------------------------------------
@@ -95,10 +98,12 @@ def test_operator_refuses_wrong_arguments():
     w, x, bias = weight(), torch.randn(3, 20), torch.randn(24)
     good = dict(
         zip(
-            ["x", "packed", "bias", "n", "mode", "signed", "scale", "zero", "act", "out"],
+            ["x", "packed", "bias", "n", "mode", "bits", "signed", "scale", "zero", "act", "out", "power"],
             operator_arguments(w, "token", x, bias),
+            strict=True,
         )
     )
+    assert torch.equal(torch.ops.qkernels.linear_int(*good.values()), qk.linear(x, w, bias, "relu", QUANTS["token"]))
     bad = [
         {"x": torch.randn(3, 19)},
         {"x": torch.tensor(1.0)},
@@ -115,6 +120,10 @@ def test_operator_refuses_wrong_arguments():
         {"mode": 2, "scale": 1e300},
         {"mode": 2, "zero": 128},
         {"zero": 1},
+        {"bits": 1},
+        {"bits": 9},
+        {"power": True, "mode": 3},
+        {"power": True, "mode": 2, "zero": 1},
         {"act": 5},
         {"act": -1},
         {"bias": torch.randn(23)},
@@ -129,6 +138,19 @@ def test_operator_refuses_wrong_arguments():
         with pytest.raises((ValueError, TypeError, NotImplementedError, RuntimeError)) as e:
             torch.ops.qkernels.linear_int(*{**good, **change}.values())
         assert not isinstance(e.value, SystemError), change
+
+
+@pytest.mark.parametrize("group_size", [None, 16])
+@pytest.mark.parametrize("quant", ["token", "power", "power of 4 bits"])
+def test_opcheck_of_tables(quant, group_size):
+    """Weights whose codes index a table travel as the same block."""
+    w = qk.PowerWeight.quantize(torch.randn(24, 20), exponent=0.5, group_size=group_size)
+    arguments = operator_arguments(w, quant, torch.randn(3, 20), torch.randn(24))
+    torch.library.opcheck(torch.ops.qkernels.linear_int.default, arguments)
+    y = torch.ops.qkernels.linear_int(*arguments)
+    assert torch.equal(y, qk.linear(arguments[0], w, arguments[2], "relu", QUANTS[quant], backend="reference"))
+    with pytest.raises(qk.UnsupportedError, match="int_table"):
+        _torch_ops.layout(qk.PowerWeight.quantize(torch.randn(24, 20), exponent=0.3))
 
 
 # ---- torch.compile ---------------------------------------------------------------------------------------
