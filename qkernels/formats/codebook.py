@@ -84,8 +84,8 @@ class CodebookWeight(CodedWeight):
         """Indices of the nearest entries, in float32; halfway, the one whose rank among the entries is even.
 
         codebook None    k-means: Lloyd's iterations on the sorted weights in float64, at most 100, from 2**bits numbers
-                         evenly spaced between the smallest and the largest (Han et al. 2016, Deep Compression, section
-                         3.3); a codebook for the tensor (default), each channel or each group. No scale.
+                         halfway between the evenly spaced ones (Han et al. 2016, Deep Compression, section 3.3) and the
+                         quantiles; a codebook for the tensor (default), each channel or each group. No scale.
                  "nf4"   the 16 numbers of NormalFloat4 (Dettmers et al. 2023, QLoRA) and scale = max|w|, of groups of
                          64 (default) or group_size, of channels or the tensor, as bitsandbytes has them
                  array   (2**bits,) numbers, for all. Without granularity and group_size no scale; else scale = max|w| /
@@ -225,7 +225,9 @@ def lloyd(rows, counts, levels):
     span = np.where(high > low, high - low, 1)
     start = 2.0 * np.arange(r)[:, None]  # all rows as one ascending sequence: row r in 2 r .. 2 r + 1
     keys = (np.where(inside, (x - low) / span, 1.5) + start).ravel()
-    centers = low + (high - low) * np.linspace(0, 1, levels)
+    quantile = (counts[:, None] - 1) * (np.arange(levels) + 0.5) / levels
+    even = low + (high - low) * np.linspace(0, 1, levels)
+    centers = (even + x[np.arange(r)[:, None], quantile.astype(np.int64)]) / 2
     edges = None
     for _ in range(ITERATIONS):
         mids = ((centers[:, 1:] + centers[:, :-1]) / 2 - low) / span
