@@ -200,12 +200,12 @@ def given_scale(where, scale, q, group_size):
 
 def nearest(values, x):
     """The index of the nearest of ascending float32 values; halfway, the even index. uint8, shaped like x."""
-    edges = ((values[1:].astype(np.float64) + values[:-1]) / 2).astype(np.float32)
+    middle = (values[1:].astype(np.float64) + values[:-1]) / 2
+    edges = middle.astype(np.float32)  # the largest number that still belongs to the lower value
     odd = np.arange(edges.size) % 2 == 1
-    edges[odd] = np.nextafter(
-        edges[odd], np.float32(-np.inf)
-    )  # a tie above an odd index belongs to the next one
-    return np.searchsorted(edges, x, side="left").astype(np.uint8)
+    below = (edges > middle) | (odd & (edges == middle))
+    edges[below] = np.nextafter(edges[below], np.float32(-np.inf))
+    return np.searchsorted(np.maximum.accumulate(edges), x, side="left").astype(np.uint8)
 
 
 def small_int_table(table, multiplier):

@@ -18,6 +18,7 @@ from .checks import (
     checked_shape,
 )
 from .int import INT32_MAX
+from .lookup import Lookup
 
 DTYPES = {"packed": "uint8", "row_bits": "uint8", "scale": "float32", "input_scale": "float32"}
 LEAST, MOST = 2, 8
@@ -174,6 +175,13 @@ class MixedIntWeight(WeightFormat):
             out[i] = to_signed(unpack_rows(w.packed[None, at : at + size], k, bits), bits)[0]
             at += size
         return as_kind(out, self.packed)
+
+    def lookup(self):
+        """As the float core reads it: all rows as wide as the widest, index the low bits of a code."""
+        w, bits = self.numpy(), self.bits
+        table = to_signed(np.arange(2**bits, dtype=np.uint8), bits).astype(np.float32)[None]
+        index = to_unsigned(w.codes(), bits)
+        return Lookup(bits, index, table, w.scale, input_scale=self.flat_input_scale())
 
     def dense(self):
         """``scale * code / input_scale``: float32, shaped like the weight, each operation rounded."""
