@@ -103,7 +103,9 @@ def test_operator_refuses_wrong_arguments():
             strict=True,
         )
     )
-    assert torch.equal(torch.ops.qkernels.linear_int(*good.values()), qk.linear(x, w, bias, "relu", QUANTS["token"]))
+    assert torch.equal(
+        torch.ops.qkernels.linear_int(*good.values()), qk.linear(x, w, bias, "relu", QUANTS["token"])
+    )
     bad = [
         {"x": torch.randn(3, 19)},
         {"x": torch.tensor(1.0)},
@@ -148,7 +150,9 @@ def test_opcheck_of_tables(quant, group_size):
     arguments = operator_arguments(w, quant, torch.randn(3, 20), torch.randn(24))
     torch.library.opcheck(torch.ops.qkernels.linear_int.default, arguments)
     y = torch.ops.qkernels.linear_int(*arguments)
-    assert torch.equal(y, qk.linear(arguments[0], w, arguments[2], "relu", QUANTS[quant], backend="reference"))
+    assert torch.equal(
+        y, qk.linear(arguments[0], w, arguments[2], "relu", QUANTS[quant], backend="reference")
+    )
     with pytest.raises(qk.UnsupportedError, match="int_table"):
         _torch_ops.layout(qk.PowerWeight.quantize(torch.randn(24, 20), exponent=0.3))
 
