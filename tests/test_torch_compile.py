@@ -88,7 +88,7 @@ def test_a_tampered_block_is_refused():
             with pytest.raises(ValueError):
                 run(*arguments)
                 pytest.fail(f"byte {byte} ^ {change:#x} was accepted")
-    for start in range(256, good.numel(), 97):  # numbers, not addresses: any value computes
+    for start in range(320, good.numel(), 97):  # numbers, not addresses: any value computes
         arguments[1] = good.clone()
         arguments[1][start : start + 8] = 0x7F
         assert run(*arguments).shape == (3, 24)
