@@ -1,6 +1,6 @@
 """The rows of the registry: which kernel computes which operation for which weight format."""
 
-from .. import cpu, cpu_binary, cpu_conv, cpu_integer, reference_backend, registry
+from .. import cpu, cpu_binary, cpu_conv, cpu_float, cpu_integer, reference_backend, registry
 from ..formats.operand import why_no_integers
 from ..registry import Kernel
 
@@ -34,7 +34,7 @@ def add_rows(
 
 def integer_activations(request):
     if request.options["input_quant"] is None:
-        return "input_quant is None (weight-only): no CPU kernel yet; pass input_quant=qkernels.InputQuant()"
+        return "input_quant is None: that is for the float core"
     if request.options["input_quant"].bits == 1:
         return "input_quant has bits=1: that is for the binary core"
     return None
@@ -51,19 +51,33 @@ def integer_table(request):
     return why_no_integers(request.w)
 
 
+def float_activations(request):
+    if request.options["input_quant"] is not None:
+        return "input_quant is given: the float core takes float activations"
+    if request.options["compute_dtype"] == "bfloat16" and not cpu_float.has_bf16(registry.current_isa()):
+        return f"compute_dtype is 'bfloat16': it needs the ISA {cpu_float.BF16_ISA!r}"
+    return None
+
+
 GEMM_ISAS = ("scalar", "avx2", "avx512vnni")
 BINARY_ISAS = ("scalar", "avx2", "avx512vpopcntdq")
+FLOAT_ISAS = (*GEMM_ISAS, "avx512bf16")
 BITS_FORMATS = ("BinaryWeight", "TernaryWeight")
 GEMM_FORMATS = ("IntWeight", "MixedIntWeight", *BITS_FORMATS)
+TABLE_FORMATS = ("PowerWeight", "LogWeight", "FloatWeight", "CodebookWeight")  # whose codes index a table
+FLOAT_FORMATS = (*GEMM_FORMATS, *TABLE_FORMATS)
 
 add_rows(
     "linear", BITS_FORMATS, "binary", BINARY_ISAS, cpu_binary.linear, None, binary_activations, tag="signs"
 )
+_float = {"exactness": "float", "tag": "float"}
+add_rows(
+    "linear", FLOAT_FORMATS, "gemm_float", FLOAT_ISAS, cpu_float.linear, None, float_activations, **_float
+)
 add_rows("linear", GEMM_FORMATS, "gemm", GEMM_ISAS, cpu.linear, reference_backend.linear, integer_activations)
 for _op in ("matmul_int", "linear_requant"):
     add_rows(_op, GEMM_FORMATS, "gemm", GEMM_ISAS, getattr(cpu, _op), getattr(reference_backend, _op))
-# Codes that index a table: on the integer core where the table is integers.
-TABLE_FORMATS = ("PowerWeight", "LogWeight", "FloatWeight", "CodebookWeight")
+# On the integer core where the table is integers.
 add_rows(
     *("linear", TABLE_FORMATS, "gemm", GEMM_ISAS, cpu.linear, reference_backend.linear),
     accepts=lambda r: integer_activations(r) or integer_table(r),
