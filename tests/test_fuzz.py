@@ -81,9 +81,12 @@ def convolution(rng, target):
 
 
 def input_quant(rng, k):
-    kind = rng.integers(4)
+    kind = rng.integers(5)
     if kind == 0:
         return qk.InputQuant(signed=bool(rng.integers(2)))
+    if kind == 4:
+        granularity = str(rng.choice(["token", "tensor"]))
+        return qk.InputQuant(int(rng.integers(2, 9)), granularity, None, bool(rng.integers(2)), power=0.5)
     if kind == 1:
         return qk.InputQuant(granularity="tensor", signed=bool(rng.integers(2)))
     if kind == 2:
@@ -272,6 +275,9 @@ def arguments(rng, target):
             options.update(activation=prelu(rng, n))
         elif target == "linear_binary":
             options["threshold"] = threshold(rng, n)
+    elif target == "power_dequantize":
+        scale = array(rng, np.float32, m, 1) if rng.random() < 0.5 else rng.uniform()
+        good = [array(rng, rng.choice([np.int8, np.uint8]), m, k), scale, rng.uniform(0.1, 4), 8]
     elif target == "pack_signs":
         good = [array(rng, float_type, m, k), sign_quant(rng)]
     elif target in ("BinaryWeight", "TernaryWeight"):
@@ -331,6 +337,7 @@ def arguments(rng, target):
 
 
 TARGETS = ["linear", "matmul_int", "linear_requant", "requantize", "quantize_activations", "explain"]
+TARGETS += ["power_dequantize"]
 TARGETS += [
     "IntWeight",
     "IntWeight.quantize",
