@@ -21,7 +21,13 @@ SMALL, SMALL_MS = (
     [1, 16],
 )  # for kernels other than the fastest: they are here to be seen, not to be tuned
 MAX_COPIES = 4096
-ELSEWHERE = ("BinaryWeight", "TernaryWeight", "MixedIntWeight")  # formats with a bench file of their own
+TABLES = ("PowerWeight", "LogWeight", "FloatWeight", "CodebookWeight")
+ELSEWHERE = (
+    "BinaryWeight",
+    "TernaryWeight",
+    "MixedIntWeight",
+    *TABLES,
+)  # formats with a bench file of their own
 
 
 @dataclass(frozen=True)

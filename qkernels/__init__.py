@@ -4,7 +4,17 @@ from importlib import import_module
 
 from .binary import DPReLU, RPReLU, Threshold
 from .errors import ArgumentError, DTypeError, FormatError, UnsupportedError
-from .formats import BinaryWeight, IntWeight, MixedIntWeight, TernaryWeight
+from .formats import (
+    BinaryWeight,
+    CodebookWeight,
+    FloatWeight,
+    IntWeight,
+    LogWeight,
+    MixedIntWeight,
+    PowerWeight,
+    TernaryWeight,
+    search_exponent,
+)
 from .integer_quant import AddRequant, LayerNormInt
 from .ops import (
     add_requant,
@@ -25,6 +35,7 @@ from .ops import (
     matmul_int,
     max_pool2d_int,
     pack_signs,
+    power_dequantize,
     quantize_activations,
     requantize,
     softmax_int,
@@ -41,13 +52,17 @@ __all__ = [
     "AddRequant",
     "ArgumentError",
     "BinaryWeight",
+    "CodebookWeight",
     "DPReLU",
     "DTypeError",
+    "FloatWeight",
     "FormatError",
     "InputQuant",
     "IntWeight",
     "LayerNormInt",
+    "LogWeight",
     "MixedIntWeight",
+    "PowerWeight",
     "RPReLU",
     "Requant",
     "TernaryWeight",
@@ -75,8 +90,10 @@ __all__ = [
     "matmul_int",
     "max_pool2d_int",
     "pack_signs",
+    "power_dequantize",
     "quantize_activations",
     "requantize",
+    "search_exponent",
     "softmax_int",
     *_LAZY,
 ]

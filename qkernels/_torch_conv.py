@@ -196,6 +196,10 @@ def conv2d(
         )
     if input_quant.bits == 1:
         raise UnsupportedError("conv2d: under torch.compile InputQuant(bits=1) does not work yet.")
+    if input_quant.power is not None:
+        raise UnsupportedError(
+            "conv2d: input_quant has power=0.5; accepted: power=None. Power codes are for linear."
+        )
     if input_quant.granularity == "token":
         raise ArgumentError("conv2d: input_quant has granularity 'token'; accepted: 'tensor', 'channel'.")
     if input_quant.granularity == "channel" and input_quant.scale is not None:

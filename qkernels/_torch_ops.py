@@ -17,7 +17,7 @@ from .registry import ISAS, current_isa, num_threads
 _library = torch.library.Library("qkernels", "DEF")
 _library.define(
     "linear_int(Tensor x, Tensor packed, Tensor? bias, int out_features, int mode, int bits, bool signed, float scale, "
-    "int zero_point, int activation, ScalarType out_dtype) -> Tensor"
+    "int zero_point, int activation, ScalarType out_dtype, bool power=False) -> Tensor"
 )
 _FLOAT_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -57,18 +57,22 @@ def _linear(op, x, packed, bias, out_features, out_dtype, kind, plan_of, refuse_
     return out
 
 
-def _linear_int(x, packed, bias, out_features, mode, bits, signed, scale, zero_point, activation, out_dtype):
+def _linear_int(
+    x, packed, bias, out_features, mode, bits, signed, scale, zero_point, activation, out_dtype, power=False
+):
     def plan_of(block):
         quant = (mode, bits, signed, scale, zero_point)
         types = _FLOAT_DTYPES[x.dtype], _FLOAT_DTYPES[out_dtype]
-        return _native.LinearPlan(block, ISAS[current_isa()][0], *quant, *types, activation)
+        return _native.LinearPlan(block, ISAS[current_isa()][0], *quant, *types, activation, power)
 
     op, kind = "qkernels::linear_int", _native.PackedWeight
     return _linear(op, x, packed, bias, out_features, out_dtype, kind, plan_of, cpu.refuse_row)
 
 
 @torch.library.register_fake("qkernels::linear_int", lib=_library)
-def _(x, packed, bias, out_features, mode, bits, signed, scale, zero_point, activation, out_dtype):
+def _(
+    x, packed, bias, out_features, mode, bits, signed, scale, zero_point, activation, out_dtype, power=False
+):
     return x.new_empty((*x.shape[:-1], out_features), dtype=out_dtype)
 
 
@@ -113,6 +117,7 @@ def linear_packed(x, packed, bias, n, input_quant, activation, out_dtype):
         input_quant.zero_point or 0,
         ACTIVATIONS[activation],
         out_dtype or x.dtype,
+        input_quant.power is not None,
     )
 
 

@@ -6,7 +6,9 @@ import numpy as np
 
 from . import _native
 from ._arrays import as_numpy, is_torch
-from .errors import ArgumentError
+from .errors import ArgumentError, UnsupportedError
+from .formats.operand import TableOperand, integer_operand, why_no_integers
+from .reference.quantize import power_table
 from .registry import ISAS, num_threads
 
 FLOATS = {"float32": 0, "bfloat16": 1, "float16": 2}  # DType numbers of csrc/common/types.h
@@ -34,13 +36,24 @@ def dtype_name(x):
 
 def packed_tensor(w):
     """The compute layout of a weight (csrc/common/gemm_layout.h) as a fresh 64-byte aligned uint8 array."""
-    w = w.numpy()
-    return prepacked(w, w.codes(), w.group_size if w.is_grouped else w.matrix_shape[1])
+    reason = why_no_integers(w)
+    if reason is not None:
+        raise UnsupportedError(f"{type(w).__name__}: {reason}.")
+    w = integer_operand(w)
+    codes = w.index if isinstance(w, TableOperand) else w.codes()
+    return prepacked(w, codes, w.group_size if w.is_grouped else w.matrix_shape[1])
 
 
 def prepacked(w, codes, segment):
-    """The block of a NumPy weight whose codes (N, K) come in segments of equal length (the last may be short)."""
+    """The block of a NumPy weight whose codes (N, K) come in segments of equal length (the last may be short).
+
+    The codes of a TableOperand are its indices.
+    """
     n, k = codes.shape
+    bits, table = w.bits, None
+    if isinstance(w, TableOperand):
+        bits, table = max(w.bits, 2), np.zeros(16, np.int8)
+        table[: w.table.size] = w.table
     row_bits = getattr(w, "row_bits", None)
     columns = None if row_bits is None else np.argsort(row_bits, kind="stable").astype(np.int32)
     arrays = [codes, w.scale, w.zero_point, w.input_scale, row_bits, columns]
@@ -48,8 +61,8 @@ def prepacked(w, codes, segment):
     codes, scale, zp, input_scale, row_bits, columns = arrays
     row_step = 0 if scale.shape[0] == 1 and n != 1 else scale.shape[1]
     source = _native.PrepackSource(
-        *(n, k, segment, w.is_grouped, w.bits, address(row_bits), address(columns), address(codes)),
-        *(address(scale), address(zp), row_step, 1, address(input_scale)),
+        *(n, k, segment, w.is_grouped, bits, address(row_bits), address(columns), address(codes)),
+        *(address(scale), address(zp), row_step, 1, address(input_scale), address(table)),
     )
     block = aligned(_native.packed_bytes(source))
     _native.prepack(source, address(block), block.nbytes)
@@ -94,6 +107,7 @@ def linear_plan(p, q, x_type, out_type, activation, isa):
         x_type,
         out_type,
         ACTIVATIONS[activation],
+        q.power is not None,
     )
 
 
@@ -212,6 +226,7 @@ def quantize_activations(r):
         address(codes),
         address(scales),
         num_threads(),
+        q.power is not None,
     )
     if row >= 0:
         refuse_row("quantize_activations", row)
@@ -222,3 +237,13 @@ def quantize_activations(r):
     else:
         scales = scales.reshape((1,) * max(len(r.batch) + 1, 1))
     return r.shaped(codes), r.like(scales)
+
+
+def power_dequantize(r):
+    o, out = r.options, r.empty(r.out_name)
+    table = power_table(o["exponent"])[0 if dtype_name(r.x) == "int8" else 1]
+    _native.power_dequantize(
+        *(ISAS[r.isa][0], address(r.x2), r.m, r.n, r.pitch, address(table), address(o["scale"])),
+        *(int(o["scale"].size != 1), FLOATS[r.out_name], address(out), num_threads()),
+    )
+    return r.shaped(out)

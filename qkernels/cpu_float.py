@@ -19,10 +19,21 @@ def packed_tensor(w):
     )
     count = table.shape[0]
     tables_of = 0 if count == 1 else 1 if count == n else 2
-    ramp = q.bits == 8 and count == 1 and np.array_equal(table[0], np.arange(256).astype(np.uint8).view(np.int8))
+    ramp = (
+        q.bits == 8 and count == 1 and np.array_equal(table[0], np.arange(256).astype(np.uint8).view(np.int8))
+    )
     row_step = 0 if scale.shape[0] == 1 and n != 1 else scale.shape[1]
     source = _native.FloatSource(
-        *(n, k, q.bits, q.group_size if q.is_grouped else k, tables_of, _is_half(scale), _is_half(offset), ramp),
+        *(
+            n,
+            k,
+            q.bits,
+            q.group_size if q.is_grouped else k,
+            tables_of,
+            _is_half(scale),
+            _is_half(offset),
+            ramp,
+        ),
         *map(address, (index, table, scale, offset)),
         *(row_step, 1, address(input_scale)),
     )

@@ -166,9 +166,10 @@ class Linear(_Compressed):
         self.bits, self.group_size = weight.bits, weight.group_size
         self.activation, self.out_dtype = activation, out_dtype
         self.granularity = self.signed = self.input_bits = x_scale = x_zero_point = None
+        self.input_power = None
         if input_quant is not None:
             self.granularity, self.signed = input_quant.granularity, input_quant.signed
-            self.input_bits = input_quant.bits
+            self.input_bits, self.input_power = input_quant.bits, input_quant.power
             if self.granularity == "channel":
                 input_quant.weight_scale(where, weight.input_scale)
             elif input_quant.scale is not None:
@@ -204,7 +205,9 @@ class Linear(_Compressed):
         if self.granularity is not None:
             scale = None if self.x_scale is None else self.x_scale.item()
             zero_point = None if self.x_zero_point is None else int(self.x_zero_point)
-            q = InputQuant(self.input_bits, self.granularity, scale, self.signed, zero_point)
+            q = InputQuant(
+                self.input_bits, self.granularity, scale, self.signed, zero_point, self.input_power
+            )
         self._layout, self._call = (
             None if q is None else _torch_ops.layout(w),
             (w, self.bias, self.activation, q),

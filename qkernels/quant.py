@@ -24,6 +24,10 @@ class InputQuant:
 
     The arithmetic is in ``qkernels.reference.quantize``. Objects are hashable; arrays compare by identity.
 
+    power=0.5 puts codes on a square root (PowerQuant, thesis eq. 3.13): ``x ~ scale * sign(code) * code**2``, for
+    ``linear``; granularity "token" or "tensor", no zero_point. ``linear`` multiplies the squares, exactly: those of
+    up to 4 bits fit a byte, others run as two bytes, at twice the products.
+
     bits=1 binarizes: ``x ~ scale * (+1 where x >= 0, else -1)``, scale = mean|x| of the row or tensor (XNOR-Net;
     ``qkernels.reference.sign_scale``) or static; for the weights BinaryWeight and TernaryWeight.
 
@@ -32,11 +36,11 @@ class InputQuant:
         scale: None (dynamic), a number ("tensor"), float32 (K,) ("channel"); between 2**-126 and 2**126.
         signed: codes are int8, else uint8; dynamic unsigned codes clip negative numbers to 0.
         zero_point: the code of 0, for a static "tensor" scale only; a code itself.
-        power: None.
+        power: None, or 0.5 with bits 2 to 8: codes span -(2**(bits - 1) - 1)..2**(bits - 1) - 1, or 0..2**bits - 1.
 
     Raises:
         ArgumentError: a value outside of the above.
-        UnsupportedError: bits outside of 1..8, or a power.
+        UnsupportedError: bits outside of 1..8, or a power other than 0.5.
     """
 
     bits: int = 8
@@ -56,10 +60,6 @@ class InputQuant:
             or not 1 <= self.bits <= 8
         ):
             raise UnsupportedError(f"{where}: bits is {self.bits!r}; accepted: 1 to 8.")
-        if self.power is not None:
-            raise UnsupportedError(
-                f"{where}: power is {self.power!r}; accepted: None (power codes come later)."
-            )
         if not isinstance(self.granularity, str) or self.granularity not in GRANULARITIES:
             raise ArgumentError(
                 f"{where}: granularity is {self.granularity!r}; accepted: {', '.join(GRANULARITIES)}."
@@ -70,12 +70,14 @@ class InputQuant:
         put("signed", bool(self.signed))
         if self.bits == 1:
             self._check_binary(where)
+        if self.power is not None:
+            self._check_power(where)
         if self.scale is not None:
             put("scale", self._checked_scale(where))
         if self.zero_point is not None:
             put("zero_point", self._checked_zero_point(where))
         scale_key = id(self.scale) if isinstance(self.scale, np.ndarray) else self.scale
-        put("_key", (self.bits, self.granularity, scale_key, self.signed, self.zero_point))
+        put("_key", (self.bits, self.granularity, scale_key, self.signed, self.zero_point, self.power))
         put("_hash", hash(self._key))
 
     def _check_binary(self, where):
@@ -84,6 +86,22 @@ class InputQuant:
                 f"{where}: granularity is {self.granularity!r}, signed {self.signed}, zero_point {self.zero_point!r}; "
                 "accepted with bits=1: granularity 'token' or 'tensor', signed=True, zero_point=None."
             )
+
+    def _check_power(self, where):
+        number = isinstance(self.power, int | float | np.integer | np.floating) and not isinstance(
+            self.power, bool
+        )
+        if not number or self.power != 0.5:
+            raise UnsupportedError(
+                f"{where}: power is {self.power!r}; accepted: None, 0.5 (whose decoded codes are integers). For other "
+                "exponents keep float activations, input_quant=None, with a PowerWeight."
+            )
+        if self.bits == 1 or self.granularity == "channel" or self.zero_point is not None:
+            raise ArgumentError(
+                f"{where}: bits is {self.bits}, granularity {self.granularity!r}, zero_point {self.zero_point!r}; "
+                "accepted with power=0.5: bits 2 to 8, granularity 'token' or 'tensor', zero_point=None."
+            )
+        object.__setattr__(self, "power", 0.5)
 
     def _checked_scale(self, where):
         if self.granularity == "token":
@@ -124,7 +142,26 @@ class InputQuant:
     @property
     def limits(self):
         """The least and the largest code."""
+        if self.power is not None:
+            most = 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+            return -most if self.signed else 0, most
         return (-(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1) if self.signed else (0, 2**self.bits - 1)
+
+    @property
+    def is_split(self):
+        """Whether the squares of power codes leave a byte, so that each is multiplied as two."""
+        return self.power is not None and self.limits[1] ** 2 > (127 if self.signed else 255)
+
+    @property
+    def operand_limits(self):
+        """The least and the largest integer that is multiplied: codes, their squares, or what those are split into."""
+        lo, hi = self.limits
+        if self.power is None:
+            return lo, hi
+        most = hi * hi
+        if self.is_split:
+            most = max(64, (most + 64) >> 7) if self.signed else 255
+        return -most if self.signed else 0, most
 
     def channel_scale(self, where, input_scale, k):
         """The float32 (K,) scales of granularity "channel": the weight's input_scale, else ``scale``.

@@ -6,6 +6,7 @@ import numpy as np
 
 from . import reference
 from ._arrays import as_kind, as_numpy, is_torch
+from .formats.operand import integer_operand
 
 
 def _rows(r):
@@ -36,12 +37,12 @@ def linear(r):
 
 
 def matmul_int(r):
-    w = r.w.numpy()
+    w = integer_operand(r.w)
     return _result(r, reference.matmul_int(_rows(r), w.codes(), r.options["x_zero_point"], w.zero_point))
 
 
 def linear_requant(r):
-    w = r.w.numpy()
+    w = integer_operand(r.w)
     bias = None if r.bias is None else as_numpy(r.bias, r.op, "bias")
     acc = reference.matmul_int(_rows(r), w.codes(), r.options["x_zero_point"], w.zero_point)
     acc = acc if bias is None else acc + bias
@@ -63,6 +64,11 @@ def quantize_activations(r):
     elif kind == "tensor":
         scale = scale.reshape((1,) * (len(r.batch) + 1))
     return _result(r, codes), r.like(scale)
+
+
+def power_dequantize(r):
+    scale = r.options["scale"].reshape(-1, 1)
+    return _result(r, reference.power_dequantize(_rows(r), scale, r.options["exponent"]), r.out_name)
 
 
 # ---- integer-only operations, on arrays of any shape -----------------------------------------------------------

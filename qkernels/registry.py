@@ -14,7 +14,7 @@ log = logging.getLogger("qkernels")
 
 ISAS = _native.isas()  # name -> (number, whether this machine has it), weakest first
 RANK = {name: i for i, name in enumerate(ISAS)}
-OPS = ("linear", "matmul_int", "linear_requant", "requantize", "quantize_activations")
+OPS = ("linear", "matmul_int", "linear_requant", "requantize", "quantize_activations", "power_dequantize")
 OPS += ("add_requant", "concat_requant", "lookup_int8", "gelu_int", "softmax_int", "layer_norm_int")
 OPS += ("max_pool2d_int", "avg_pool2d_int")
 OPS += ("matmul_binary", "linear_binary", "pack_signs")

@@ -81,9 +81,12 @@ def convolution(rng, target):
 
 
 def input_quant(rng, k):
-    kind = rng.integers(4)
+    kind = rng.integers(5)
     if kind == 0:
         return qk.InputQuant(signed=bool(rng.integers(2)))
+    if kind == 4:
+        granularity = str(rng.choice(["token", "tensor"]))
+        return qk.InputQuant(int(rng.integers(2, 9)), granularity, None, bool(rng.integers(2)), power=0.5)
     if kind == 1:
         return qk.InputQuant(granularity="tensor", signed=bool(rng.integers(2)))
     if kind == 2:
@@ -184,6 +187,50 @@ def integer_arguments(rng, target, m, k):
     }[target]()
 
 
+CODED = [
+    f"{kind}Weight{maker}"
+    for kind in ("Power", "Log", "Float", "Codebook")
+    for maker in ("", ".pack", ".quantize")
+]
+CODED += ["search_exponent"]
+
+
+def coded_arguments(rng, target, n, k):
+    """Arguments of the formats whose codes index a table that are nearly right."""
+    name, _, maker = target.partition(".")
+    options = {"group_size": [None, 16][rng.integers(2)]}
+    if name == "FloatWeight":
+        options["kind"] = ["e4m3", "e5m2", "e2m1"][rng.integers(3)]
+        options["scale_kind"] = ["float32", "e8m0", "e4m3"][rng.integers(3)]
+    else:
+        options["bits"] = int(rng.integers(2, 9))
+    if name == "PowerWeight":
+        options["exponent"] = [0.5, 0.7, 3, None][rng.integers(4 if maker == "quantize" else 3)]
+    bits = options.get("bits", 4 if options.get("kind") == "e2m1" else 8)
+    if target == "search_exponent":
+        return [[array(rng, np.float32, n, k), array(rng, np.float16, k, n)]], options
+    if maker == "quantize":
+        book = (
+            [None, "nf4", rng.standard_normal(2**bits)][rng.integers(3)] if name == "CodebookWeight" else None
+        )
+        if name == "CodebookWeight":
+            options["codebook"] = book
+        return [array(rng, np.float32, n, k)], options
+    count = -(-k // 16) if options["group_size"] and k > 16 else 1
+    if options.get("scale_kind", "float32") == "float32":
+        scale = rng.uniform(0, 1, (n, count)).astype(np.float32)
+    else:
+        scale = rng.integers(0, 128, (n, count)).astype(np.uint8)
+        if options["scale_kind"] == "e4m3":
+            options["tensor_scale"] = np.full((1, 1), 0.3, np.float32)
+    if maker == "pack":
+        codes = rng.integers(0, 2**bits, (n, k)) - (2 ** (bits - 1) if name == "PowerWeight" else 0)
+    else:
+        codes, options["shape"] = rng.integers(0, 256, (n, (k * bits + 7) // 8)).astype(np.uint8), (n, k)
+    books = [rng.standard_normal((1, 2**bits)).astype(np.float32)] if name == "CodebookWeight" else []
+    return [codes, *books, scale], options
+
+
 def arguments(rng, target):
     """Arguments that are nearly right."""
     m, k, n = (int(v) for v in rng.integers(0, 7, 3))
@@ -228,6 +275,9 @@ def arguments(rng, target):
             options.update(activation=prelu(rng, n))
         elif target == "linear_binary":
             options["threshold"] = threshold(rng, n)
+    elif target == "power_dequantize":
+        scale = array(rng, np.float32, m, 1) if rng.random() < 0.5 else rng.uniform()
+        good = [array(rng, rng.choice([np.int8, np.uint8]), m, k), scale, rng.uniform(0.1, 4), 8]
     elif target == "pack_signs":
         good = [array(rng, float_type, m, k), sign_quant(rng)]
     elif target in ("BinaryWeight", "TernaryWeight"):
@@ -247,6 +297,8 @@ def arguments(rng, target):
         good = [array(rng, np.float32, n) for _ in range(4)]
     elif target in ("conv2d", "conv2d_int", "conv2d_requant"):
         good, options = convolution(rng, target)
+    elif target in CODED:
+        good, options = coded_arguments(rng, target, n, k)
     elif target == "MixedIntWeight.pack":
         good = [array(rng, np.int8, n, k) // 16, array(rng, np.float32, n), rng.integers(2, 9, n)]
     elif target == "MixedIntWeight.quantize":
@@ -285,6 +337,7 @@ def arguments(rng, target):
 
 
 TARGETS = ["linear", "matmul_int", "linear_requant", "requantize", "quantize_activations", "explain"]
+TARGETS += ["power_dequantize"]
 TARGETS += [
     "IntWeight",
     "IntWeight.quantize",
@@ -308,7 +361,7 @@ TARGETS += [
     "DPReLU",
 ]
 TARGETS += ["conv2d", "conv2d_int", "conv2d_requant", "MixedIntWeight.pack", "MixedIntWeight.quantize"]
-TARGETS += INTEGER
+TARGETS += INTEGER + CODED
 NAMES = {"signs": "linear"}  # targets that are another use of a public name
 
 

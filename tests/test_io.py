@@ -24,6 +24,12 @@ def weights(rng, torch_kind=False):
         "zero points": qk.IntWeight.quantize(W, symmetric=False),
         "spiq": qk.IntWeight.quantize(W, input_scale=s),
         "spiq.packed": qk.IntWeight.pack(random_codes(rng, (3, 0)), 0.5),
+        "power": qk.PowerWeight.quantize(W, 5, 0.6),
+        "log": qk.LogWeight.quantize(W, 3, input_scale=s),
+        "nvfp4": qk.FloatWeight.quantize(W, "e2m1", scale_kind="e4m3"),
+        "e5m2": qk.FloatWeight.quantize(W, "e5m2", granularity="tensor"),
+        "means": qk.CodebookWeight.quantize(W, 3, granularity="channel"),
+        "nf4": qk.CodebookWeight.quantize(W, 4, "nf4"),
         "": qk.IntWeight.pack(random_codes(rng, (4, 6)).T, 0.25, -3),
     }
 

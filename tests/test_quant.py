@@ -58,7 +58,7 @@ def test_input_quant_copies_and_pickles(q):
 
 BAD_INPUT_QUANT = {
     "bits": (dict(bits=9), UnsupportedError, ["bits", "9", "1 to 8"]),
-    "power": (dict(power=0.5), UnsupportedError, ["power", "0.5", "None"]),
+    "power": (dict(power=0.3), UnsupportedError, ["power", "0.3", "0.5"]),
     "granularity": (
         dict(granularity="row"),
         ArgumentError,

@@ -13,6 +13,8 @@ QUANTS = {
     "static": qk.InputQuant(granularity="tensor", scale=0.05, zero_point=3),
     "unsigned": qk.InputQuant(signed=False),
     "channel": qk.InputQuant(granularity="channel"),
+    "power": qk.InputQuant(power=0.5),
+    "power of 4 bits": qk.InputQuant(bits=4, power=0.5, granularity="tensor", signed=False),
 }
 each_quant = pytest.mark.parametrize("quant", QUANTS)
 
@@ -33,7 +35,8 @@ def operator_arguments(w, quant, x, bias=None, activation=1, out_dtype=torch.flo
     mode = qk.cpu.input_mode(q)
     scale, zero_point = (q.scale, q.zero_point) if quant == "static" else (1.0, 0)
     n = w.shape[0]
-    return x, _torch_ops.layout(w), bias, n, mode, q.bits, q.signed, scale, zero_point, activation, out_dtype
+    quant = mode, q.bits, q.signed, scale, zero_point
+    return x, _torch_ops.layout(w), bias, n, *quant, activation, out_dtype, q.power is not None
 
 
 # ---- the operator ----------------------------------------------------------------------------------------
@@ -85,7 +88,7 @@ def test_a_tampered_block_is_refused():
             with pytest.raises(ValueError):
                 run(*arguments)
                 pytest.fail(f"byte {byte} ^ {change:#x} was accepted")
-    for start in range(256, good.numel(), 97):  # numbers, not addresses: any value computes
+    for start in range(320, good.numel(), 97):  # numbers, not addresses: any value computes
         arguments[1] = good.clone()
         arguments[1][start : start + 8] = 0x7F
         assert run(*arguments).shape == (3, 24)
@@ -95,9 +98,13 @@ def test_operator_refuses_wrong_arguments():
     w, x, bias = weight(), torch.randn(3, 20), torch.randn(24)
     good = dict(
         zip(
-            ["x", "packed", "bias", "n", "mode", "signed", "scale", "zero", "act", "out"],
+            ["x", "packed", "bias", "n", "mode", "bits", "signed", "scale", "zero", "act", "out", "power"],
             operator_arguments(w, "token", x, bias),
+            strict=True,
         )
+    )
+    assert torch.equal(
+        torch.ops.qkernels.linear_int(*good.values()), qk.linear(x, w, bias, "relu", QUANTS["token"])
     )
     bad = [
         {"x": torch.randn(3, 19)},
@@ -115,6 +122,10 @@ def test_operator_refuses_wrong_arguments():
         {"mode": 2, "scale": 1e300},
         {"mode": 2, "zero": 128},
         {"zero": 1},
+        {"bits": 1},
+        {"bits": 9},
+        {"power": True, "mode": 3},
+        {"power": True, "mode": 2, "zero": 1},
         {"act": 5},
         {"act": -1},
         {"bias": torch.randn(23)},
@@ -129,6 +140,21 @@ def test_operator_refuses_wrong_arguments():
         with pytest.raises((ValueError, TypeError, NotImplementedError, RuntimeError)) as e:
             torch.ops.qkernels.linear_int(*{**good, **change}.values())
         assert not isinstance(e.value, SystemError), change
+
+
+@pytest.mark.parametrize("group_size", [None, 16])
+@pytest.mark.parametrize("quant", ["token", "power", "power of 4 bits"])
+def test_opcheck_of_tables(quant, group_size):
+    """Weights whose codes index a table travel as the same block."""
+    w = qk.PowerWeight.quantize(torch.randn(24, 20), exponent=0.5, group_size=group_size)
+    arguments = operator_arguments(w, quant, torch.randn(3, 20), torch.randn(24))
+    torch.library.opcheck(torch.ops.qkernels.linear_int.default, arguments)
+    y = torch.ops.qkernels.linear_int(*arguments)
+    assert torch.equal(
+        y, qk.linear(arguments[0], w, arguments[2], "relu", QUANTS[quant], backend="reference")
+    )
+    with pytest.raises(qk.UnsupportedError, match="int_table"):
+        _torch_ops.layout(qk.PowerWeight.quantize(torch.randn(24, 20), exponent=0.3))
 
 
 # ---- torch.compile ---------------------------------------------------------------------------------------

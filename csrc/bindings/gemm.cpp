@@ -1,6 +1,8 @@
 // Prepacked weights of the integer core and what runs on them.
 #include "../cpu/gemm.h"
 
+#include <cstdlib>
+
 #include "common.h"
 
 namespace {
@@ -22,7 +24,11 @@ class PackedWeight {
     py::object owner_;
 };
 
-int64_t x_extreme(const qk::InputQuant& q) { return std::max(q.hi() - q.zero_point, q.zero_point - q.lo()); }
+// The largest operand that activations become: of split codes h or l, below 128 or 256.
+int64_t x_extreme(const qk::InputQuant& q) {
+    if (q.split()) return q.is_signed ? std::max(64, (q.largest() + 64) >> 7) : 255;
+    return q.power ? q.largest() : std::max(q.hi() - q.zero_point, q.zero_point - q.lo());
+}
 
 void not_grouped(const qk::GemmView& w) {
     if (w.header->grouped != 0) throw std::invalid_argument("group-wise scales have no integer result");
@@ -33,6 +39,8 @@ void check_linear(const qk::GemmView& w, const qk::InputQuant& q) {
     const qk::GemmHeader& h = *w.header;
     if (q.mode == qk::InputMode::channel && h.has_input_scale == 0)
         throw std::invalid_argument("LinearPlan: per-channel activations need a weight with input_scale");
+    if (q.power && (q.mode == qk::InputMode::channel || q.zero_point != 0))
+        throw std::invalid_argument("LinearPlan: power codes have one scale a token or tensor, and no zero_point");
     const bool is_static = q.mode == qk::InputMode::static_tensor;
     if (q.zero_point < (is_static ? q.lo() : 0) || q.zero_point > (is_static ? q.hi() : 0) ||
         !(q.scale >= 0x1p-126f && q.scale <= 0x1p126f))
@@ -49,11 +57,13 @@ int64_t code_extreme(const qk::GemmView& w) {
     for (int64_t p = 0; p < h.panels(); ++p) {
         const int bits = static_cast<int>(w.panel(p).bits), levels = 1 << bits;
         const int64_t lanes = h.parts() * qk::kPanelN;
-        for (int64_t i = 0; i < lanes && bits < 8 && bits > 1; ++i) {
+        for (int64_t i = 0; i < lanes && bits < 8 && bits > 1 && !h.has_lookup; ++i) {
             const int offset = static_cast<int8_t>(w.offset()[p * lanes + i]);
             extreme = std::max<int64_t>(extreme, std::max(offset, levels - 1 - offset));
         }
         if (bits == 8) extreme = std::max<int64_t>(extreme, 128);
+        for (int i = 0; bits < 8 && h.has_lookup && i < levels; ++i)
+            extreme = std::max<int64_t>(extreme, std::abs(int{h.lookup[i]}));
         for (int64_t n = p * qk::kPanelN; h.has_zero_point && n < std::min(h.n, (p + 1) * qk::kPanelN); ++n)
             extreme = std::max(extreme, std::max(int64_t{127} - w.zero_point()[n], int64_t{128} + w.zero_point()[n]));
         if (bits == 1) extreme = std::max<int64_t>(extreme, 1);
@@ -65,11 +75,14 @@ void bind_gemm(py::module_& m) {
     py::class_<qk::PrepackSource>(m, "PrepackSource", "What prepack reads; csrc/cpu/gemm.h.")
         .def(py::init([](int64_t n, int64_t k, int64_t segment, bool grouped, int bits, Address row_bits,
                          Address columns, Address codes, Address scale, Address zero_point, int64_t row_step,
-                         int64_t part_step, Address input_scale) {
+                         int64_t part_step, Address input_scale, Address lookup) {
             if (n < 0 || k < 0 || segment < 0 || segment > k || (segment == 0 && k > 0) || bits < 1 || bits > 8)
                 throw std::invalid_argument("PrepackSource: a size is out of range");
+            if (lookup != 0 && (bits < 2 || bits > qk::kLookupBits || row_bits != 0 || zero_point != 0))
+                throw std::invalid_argument(
+                    "PrepackSource: a table is for 2 to 4 bits in every row, without zero points");
             const bool patch = zero_point != 0 && bits == 8;
-            return qk::PrepackSource{{n, k, segment, grouped, patch, input_scale != 0, columns != 0},
+            return qk::PrepackSource{{n, k, segment, grouped, patch, input_scale != 0, columns != 0, lookup != 0},
                                      bits,
                                      pointer<uint8_t>(row_bits),
                                      pointer<int32_t>(columns),
@@ -78,7 +91,8 @@ void bind_gemm(py::module_& m) {
                                      pointer<int16_t>(zero_point),
                                      row_step,
                                      part_step,
-                                     pointer<float>(input_scale)};
+                                     pointer<float>(input_scale),
+                                     pointer<int8_t>(lookup)};
         }));
     m.def("packed_bytes", [](const qk::PrepackSource& s) { return qk::packed_bytes(s); });
     m.def("prepack", [](const qk::PrepackSource& s, Address out, int64_t out_bytes) {
@@ -138,12 +152,12 @@ void bind_gemm(py::module_& m) {
     };
     py::class_<LinearPlan>(m, "LinearPlan", "linear(x, w) with quantized activations, ready to run.")
         .def(py::init([](py::object packed, int isa, int mode, int bits, bool is_signed, float scale, int zero_point,
-                         int x_type, int out_type, int activation) {
+                         int x_type, int out_type, int activation, bool power) {
             const auto& p = packed.cast<const PackedWeight&>();
             if (mode < 0 || mode > 3 || x_type < 0 || x_type > 2 || out_type < 0 || out_type > 2 || activation < 0 ||
                 activation > 4 || bits < 2 || bits > 8)
                 throw std::invalid_argument("LinearPlan: a mode, dtype or activation number is out of range");
-            const qk::InputQuant quant{static_cast<qk::InputMode>(mode), is_signed, scale, zero_point, bits};
+            const qk::InputQuant quant{static_cast<qk::InputMode>(mode), is_signed, scale, zero_point, bits, power};
             check_linear(p.view(), quant);
             return LinearPlan{&p,
                               packed,
@@ -166,7 +180,8 @@ void bind_gemm(py::module_& m) {
             e.w_scale = w.scale();
             e.bias = pointer<float>(bias);
             e.activation = l.activation;
+            const bool sums = w.header->grouped || l.quant.split();
             return qk::gemm_quantized(*l.isa, pointer<void>(x), l.x_type, m, ldx, l.quant, w, e,
-                                      (w.header->grouped ? l.isa->store_sum : l.isa->store_float)[l.out_type], threads);
+                                      (sums ? l.isa->store_sum : l.isa->store_float)[l.out_type], threads);
         });
 }

@@ -24,8 +24,10 @@ int threads_for(const GemmHeader& h, int64_t m, int threads) {
 template <class Prepare>
 void run(const Problem& p, int threads, Prepare prepare) {
     const GemmHeader& h = *p.w.header;
-    const LoopShape shape{p.m, h.panels(), h.k_pad, h.n_pad * h.k_pad,
-                          h.k_pad > kBlockK ? kTileRows : rows_in_cache(h.k_pad)};
+    // With blocks of k, or pairs, partial sums of all rows stay on the stack.
+    const int64_t bytes = p.pairs ? 2 * h.k_pad : h.k_pad, cached = rows_in_cache(bytes), tile = p.tile_rows();
+    const int64_t chunk = h.k_pad > kBlockK ? tile : p.pairs ? std::min(cached, tile) : cached;
+    const LoopShape shape{p.m, h.panels(), bytes, h.n_pad * h.k_pad, chunk};
     over_panels(shape, threads, prepare,
                 [&](int64_t panel, int64_t begin, int64_t end) { run_panel(p, panel, begin, end); });
 }
@@ -151,14 +153,15 @@ int64_t gemm_quantized(const Kernels& isa, const void* x, DType x_type, int64_t 
                        const GemmView& w, Epilogue epilogue, EpilogueFn store, int threads) {
     const GemmHeader& h = *w.header;
     if (m == 0) return -1;
-    threads = threads_for(h, m, threads);
-    const bool patch = h.has_zero_point;
-    const int64_t lda = pitch(h.k_pad), most = std::min(m, super_rows(h));
-    Scratch& scratch = Scratch::get(Scratch::padded<uint8_t>(most * lda) + Scratch::padded<int32_t>(most) +
-                                    Scratch::padded<float>(most) + Scratch::padded<int32_t>(h.n_pad) +
-                                    Columns::bytes(h, most, epilogue.out_bytes));
-    uint8_t* codes = scratch.take<uint8_t>(most * lda);
-    int32_t* sums = scratch.take<int32_t>(most);
+    const bool patch = h.has_zero_point, pairs = q.split();
+    const int64_t each = pairs ? 2 : 1;  // rows of codes that a row of x makes
+    threads = threads_for(h, m * each, threads);
+    const int64_t lda = pitch(h.k_pad), most = std::min(m, ceil_div(super_rows(h), each));
+    Scratch& scratch = Scratch::get(Scratch::padded<uint8_t>(most * each * lda) +
+                                    Scratch::padded<int32_t>(most * each) + Scratch::padded<float>(most) +
+                                    Scratch::padded<int32_t>(h.n_pad) + Columns::bytes(h, most, epilogue.out_bytes));
+    uint8_t* codes = scratch.take<uint8_t>(most * each * lda);
+    int32_t* sums = scratch.take<int32_t>(most * each);
     float* scales = scratch.take<float>(most);
     const int32_t zero = q.zero_point + (q.is_signed ? 128 : 0);
     const int32_t* init = starts(w, zero, scratch.take<int32_t>(h.n_pad));
@@ -178,9 +181,15 @@ int64_t gemm_quantized(const Kernels& isa, const void* x, DType x_type, int64_t 
         const int64_t rows = std::min(most, m - row0);
         const char* x0 = static_cast<const char*>(x) + row0 * ldx * x_bytes;
         auto quantize = [&](int64_t begin, int64_t end) {
-            const int64_t found = quantize_rows(isa, x0, x_type, h.k, ldx, begin, end, q, inv_k, tensor_bits,
-                                                q.is_signed ? 0x80 : 0, codes, lda, scales);
-            for (int64_t r = begin; r < end; ++r) finish_row(isa, h, codes + r * lda, patch ? sums + r : nullptr);
+            const uint8_t flip = q.is_signed ? 0x80 : 0;
+            const int64_t found =
+                q.power ? quantize_power_rows(isa, x0, x_type, h.k, ldx, begin, end, q, inv_k, tensor_bits,
+                                              pairs ? PowerForm::split : PowerForm::decoded, flip, codes,
+                                              pairs ? codes + lda : nullptr, each * lda, scales)
+                        : quantize_rows(isa, x0, x_type, h.k, ldx, begin, end, q, inv_k, tensor_bits, flip, codes, lda,
+                                        scales);
+            for (int64_t r = begin * each; r < end * each; ++r)
+                finish_row(isa, h, codes + r * lda, patch ? sums + r : nullptr);
             int64_t none = -1;
             if (found >= 0) bad.compare_exchange_strong(none, row0 + found);
         };
@@ -192,6 +201,8 @@ int64_t gemm_quantized(const Kernels& isa, const void* x, DType x_type, int64_t 
         p.epilogue = columns.at(epilogue, row0);
         p.store = store;
         p.patch = patch;
+        p.pairs = pairs;
+        p.factor = static_cast<float>(q.factor());
         run(p, threads, quantize);
         columns.scatter(epilogue, row0, rows, threads);
     }

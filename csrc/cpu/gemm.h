@@ -17,9 +17,13 @@ struct InputQuant {
     float scale = 1.0f;      // static_tensor
     int32_t zero_point = 0;  // static_tensor
     int bits = 8;            // 2 to 8
+    bool power = false;      // codes q stand for scale * q^2 with the sign of q (kernels.h); token or tensor
 
     int lo() const { return is_signed ? -(1 << (bits - 1)) : 0; }
     int hi() const { return is_signed ? (1 << (bits - 1)) - 1 : (1 << bits) - 1; }
+    int largest() const { return power ? hi() * hi() : hi(); }  // that a scale is multiplied with
+    bool split() const { return power && largest() > (is_signed ? 127 : 255); }
+    int factor() const { return is_signed ? 128 : 256; }  // of h, where a code is split
 };
 
 // What a weight is prepacked from. scale and zero_point have an element for row n and part p at n * row_step + p *
@@ -34,6 +38,7 @@ struct PrepackSource {
     const int16_t* zero_point;
     int64_t row_step, part_step;
     const float* input_scale;  // (k)
+    const int8_t* lookup;      // [16], where shape.lookup: codes are indices of it
 };
 int64_t packed_bytes(const PrepackSource& source);
 void prepack(const PrepackSource& source, void* out);
@@ -43,8 +48,8 @@ void prepack(const PrepackSource& source, void* out);
 void gemm_codes(const Kernels& isa, const uint8_t* x, bool is_signed, int64_t m, int64_t ldx, int32_t x_zero,
                 const GemmView& w, Epilogue epilogue, EpilogueFn store, int threads);
 
-// The same from floating-point x, quantized on the way; `store` is store_sum for grouped weights. Returns the first
-// row with a non-finite value, or -1.
+// The same from floating-point x, quantized on the way; `store` is store_sum for grouped weights and for q.split().
+// Returns the first row with a non-finite value, or -1.
 int64_t gemm_quantized(const Kernels& isa, const void* x, DType x_type, int64_t m, int64_t ldx, const InputQuant& q,
                        const GemmView& w, Epilogue epilogue, EpilogueFn store, int threads);
 

@@ -3,6 +3,7 @@
 #include "gemm_driver.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "gemm_loops.h"
 #include "scratch.h"
@@ -36,24 +37,49 @@ struct Block {
     int64_t segment, segments, step, steps;
 };
 
-void finish(const Problem& p, int32_t* tile, int64_t row, int rows, int64_t n0, int cols) {
-    if (p.patch) p.isa.patch_zero_point(p.epilogue, tile, row, rows, n0);
-    p.store(p.epilogue, tile, row, rows, n0, cols);
-}
+// Hands finished rows of a tile on. Of pairs, those that are whole: a group of rows may end between two.
+class Finisher {
+  public:
+    Finisher(const Problem& p, int64_t begin, int64_t n0, int cols) : p_(p), begin_(begin), n0_(n0), cols_(cols) {}
+    // `tile` holds rows [row, row + rows); of pairs, all tiles from the first row on lie one after another.
+    template <class Acc>
+    void operator()(Acc* tile, int64_t row, int rows) {
+        constexpr bool kExact = std::is_same_v<Acc, int32_t>;
+        if constexpr (kExact)
+            if (p_.patch) p_.isa.patch_zero_point(p_.epilogue, tile, row, rows, n0_);
+        if (!p_.pairs) return p_.store(p_.epilogue, tile, row, rows, n0_, cols_);
+        const int64_t from = begin_ + 2 * done_;
+        const int ready = static_cast<int>((row + rows - from) / 2);
+        alignas(64) float sums[kMaxMr * kPanelN];
+        (kExact ? p_.isa.pair_i32 : p_.isa.pair_sum)(tile - (row - from) * kPanelN, ready, p_.factor,
+                                                     p_.epilogue.w_scale + n0_, sums);
+        p_.store(p_.epilogue, sums, from / 2, ready, n0_, cols_);
+        done_ += ready;
+    }
+
+  private:
+    const Problem& p_;
+    int64_t begin_, n0_;
+    int cols_;
+    int64_t done_ = 0;
+};
 
 void run_channels(const Problem& p, int64_t panel, int64_t begin, int64_t end, int cols) {
     const GemmHeader& h = *p.w.header;
     const int64_t n0 = panel * kPanelN, groups = ceil_div(end - begin, p.isa.mr), bits = p.w.panel(panel).bits;
+    const int decoder = p.w.decoder(panel);
     const bool indirect = p.pointers != nullptr;
     const int64_t segments = indirect ? h.segments : 1, steps = (indirect ? h.segment_pad : h.k_pad) / kStepK;
     const int64_t block_segments = std::max<int64_t>(1, kBlockK / std::max<int64_t>(h.segment_pad, 1));
     const int64_t blocks =
         std::max<int64_t>(1, segments > 1 ? ceil_div(segments, block_segments) : ceil_div(steps, kBlockK / kStepK));
-    const MicroFn* packed = p.isa.micro[bits];
+    const MicroFn* packed = p.isa.micro[decoder];
     const bool decode = bits < 8 && (groups > 1 || packed[end - begin] == nullptr);
     const MicroFn* micro = decode ? p.isa.micro[8] : packed;
     const Ahead ahead = ahead_of(p, panel, end - begin, groups, !decode);
     alignas(64) int32_t tiles[kTileRows * kPanelN];
+    const bool keep = blocks > 1 || p.pairs;
+    Finisher finish(p, begin, n0, cols);
 
     for (int64_t b = 0; b < blocks; ++b) {
         Block k{0, segments, 0, steps};
@@ -67,12 +93,12 @@ void run_channels(const Problem& p, int64_t panel, int64_t begin, int64_t end, i
         const int64_t first = k.segment * steps + k.step, count = k.segments * k.steps;
         MicroArgs args;
         args.codes = p.w.codes(panel) + first * step_bytes(bits);
-        args.offset = p.w.offset() + n0;
+        args.offset = p.w.constants(panel, 0);
         args.segments = k.segments;
         args.steps = k.steps;
         if (decode) {
             int8_t* out = Scratch::get(count * kStepBytes, Scratch::panel).take<int8_t>(count * kStepBytes);
-            p.isa.decode[bits](args.codes, count, args.offset, out);
+            p.isa.decode[decoder](args.codes, count, args.offset, out);
             args.codes = reinterpret_cast<const uint8_t*>(out);
         }
         args.init = b == 0 ? p.init + n0 : nullptr;
@@ -81,10 +107,10 @@ void run_channels(const Problem& p, int64_t panel, int64_t begin, int64_t end, i
             for (int r = 0; r < rows && !indirect; ++r) direct[r] = p.a + (row + r) * p.lda + k.step * kStepK;
             args.rows = indirect ? p.pointers + row * segments + k.segment : direct;
             args.row_step = indirect ? segments : 1;
-            args.tile = tiles + (blocks > 1 ? (row - begin) * kPanelN : 0);
+            args.tile = tiles + (keep ? (row - begin) * kPanelN : 0);
             ahead.request(args, g, first);
             micro[rows](args);
-            if (b == blocks - 1) finish(p, args.tile, row, rows, n0, cols);
+            if (b == blocks - 1) finish(args.tile, row, rows);
         });
     }
 }
@@ -92,15 +118,18 @@ void run_channels(const Problem& p, int64_t panel, int64_t begin, int64_t end, i
 void run_groups(const Problem& p, int64_t panel, int64_t begin, int64_t end, int cols) {
     const GemmHeader& h = *p.w.header;
     const int64_t rows_all = end - begin, bits = p.w.panel(panel).bits, lanes = panel * h.segments * kPanelN;
+    const int decoder = p.w.decoder(panel);
     const int64_t group_steps = h.segment_pad / kStepK, steps = h.k_pad / kStepK;
     const int64_t block = std::max<int64_t>(1, kBlockK / std::max<int64_t>(h.segment_pad, 1));
     const int64_t blocks = std::max<int64_t>(1, ceil_div(h.segments, block));
-    const bool fits = rows_all < kMaxMr && p.isa.group[bits][rows_all] != nullptr;
+    const bool fits = rows_all < kMaxMr && p.isa.group[decoder][rows_all] != nullptr;
     const bool decode = bits == 8 || !fits || !h.exact_padding;
-    const GroupFn* micro = p.isa.group[decode ? 8 : bits];
+    const GroupFn* micro = p.isa.group[decode ? 8 : decoder];
     const int64_t groups = decode ? ceil_div(rows_all, p.isa.mr) : 1;
     const Ahead ahead = ahead_of(p, panel, rows_all, groups, !decode);
     alignas(64) float tiles[kTileRows * kPanelN];
+    const bool keep = blocks > 1 || p.pairs;
+    Finisher finish(p, begin, panel * kPanelN, cols);
 
     for (int64_t b = 0; b < blocks; ++b) {
         const int64_t part = b * block, parts = std::min(block, h.segments - part);
@@ -109,7 +138,7 @@ void run_groups(const Problem& p, int64_t panel, int64_t begin, int64_t end, int
         args.group_steps = std::max<int64_t>(group_steps, 1);
         args.steps = std::min(parts * group_steps, steps - first);
         args.codes = p.w.codes(panel) + first * step_bytes(bits);
-        args.offset = p.w.offset() + lanes + part * kPanelN;
+        args.offset = p.w.constants(panel, part);
         args.scale = p.w.scale() + lanes + part * kPanelN;
         args.zero = p.zero;
         if (decode) {
@@ -123,9 +152,9 @@ void run_groups(const Problem& p, int64_t panel, int64_t begin, int64_t end, int
             if (bits < 8) {
                 int8_t* out = scratch.take<int8_t>(args.steps * kStepBytes);
                 for (int64_t g = 0; g < parts; ++g)
-                    p.isa.decode[bits](args.codes + g * group_steps * step_bytes(bits),
-                                       std::min(group_steps, args.steps - g * group_steps), args.offset + g * kPanelN,
-                                       out + g * group_steps * kStepBytes);
+                    p.isa.decode[decoder](args.codes + g * group_steps * step_bytes(bits),
+                                          std::min(group_steps, args.steps - g * group_steps),
+                                          args.offset + g * p.w.constants_step(), out + g * group_steps * kStepBytes);
                 args.codes = reinterpret_cast<const uint8_t*>(out);
             }
         }
@@ -133,11 +162,11 @@ void run_groups(const Problem& p, int64_t panel, int64_t begin, int64_t end, int
             const uint8_t* direct[kMaxMr];
             for (int r = 0; r < rows; ++r) direct[r] = p.a + (row + r) * p.lda + first * kStepK;
             args.rows = direct;
-            args.tile = tiles + (blocks > 1 ? (row - begin) * kPanelN : 0);
+            args.tile = tiles + (keep ? (row - begin) * kPanelN : 0);
             ahead.request(args, g, first);
             if (b == 0) std::fill_n(args.tile, rows * kPanelN, 0.0f);
             micro[rows](args);
-            if (b == blocks - 1) p.store(p.epilogue, args.tile, row, rows, panel * kPanelN, cols);
+            if (b == blocks - 1) finish(args.tile, row, rows);
         });
     }
 }
@@ -146,7 +175,8 @@ void run_groups(const Problem& p, int64_t panel, int64_t begin, int64_t end, int
 
 void run_panel(const Problem& p, int64_t panel, int64_t begin, int64_t end) {
     const int cols = static_cast<int>(std::min<int64_t>(kPanelN, p.w.header->n - panel * kPanelN));
-    (p.w.header->grouped ? run_groups : run_channels)(p, panel, begin, end, cols);
+    const int64_t each = p.pairs ? 2 : 1;
+    (p.w.header->grouped ? run_groups : run_channels)(p, panel, begin * each, end * each, cols);
 }
 
 const int32_t* starts(const GemmView& w, int32_t zero, int32_t* buffer) {

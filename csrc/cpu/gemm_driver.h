@@ -22,9 +22,15 @@ struct Problem {
     Epilogue epilogue = {};
     EpilogueFn store = nullptr;  // of a tile of int32; of floats (store_sum) for grouped weights
     bool patch = false;
+    // Split power codes: rows 2r and 2r + 1 of `a` are h and l of row r, and `store` gets floats: a pair of sums as one
+    // number. Rows elsewhere count pairs.
+    bool pairs = false;
+    float factor = 1.0f;  // of h
+
+    int64_t tile_rows() const { return pairs ? kTileRows / 2 : kTileRows; }
 };
 
-// Rows [begin, end) of panel `panel`. With k beyond kBlockK at most kTileRows rows.
+// Rows [begin, end) of panel `panel`. With k beyond kBlockK, or pairs, at most tile_rows().
 void run_panel(const Problem& p, int64_t panel, int64_t begin, int64_t end);
 
 // Where accumulators start when stored codes are u = real code + zero: -zero * sum(w), modulo 2^32. buffer: [n_pad].

@@ -12,44 +12,60 @@
 
 namespace {
 
-// A decoder turns one k step of a panel into operands of dot4: common/gemm_layout.h has the planes.
-template <int BITS>
+// A decoder turns one k step of a panel into operands of dot4: common/gemm_layout.h has the planes, and the numbers D.
+// Indices of a table differ from codes in their last step, a byte shuffle in the place of a subtraction.
+template <int D>
 struct Decoder {
-    static constexpr int kBytes = qk::step_bytes(BITS);
-    static simd::bvec load(const uint8_t* step, int channel, simd::bvec offset) {
+    static constexpr bool kLookup = D > qk::kMaxBits;
+    static constexpr int kBits = kLookup ? D - qk::kMaxBits : D;
+    static constexpr int kBytes = qk::step_bytes(kBits);
+    static simd::bvec load(const uint8_t* step, int channel, simd::bvec offset, [[maybe_unused]] simd::table16 table) {
         using namespace simd;
         bvec code = zero_bytes();
-        if constexpr (BITS & 4) code = field(load_b(step + channel % 32 * 4), channel / 32 * 4, 15);
-        if constexpr (BITS & 2) {
-            const bvec two = field(load_b(step + (BITS & 4) * 32 + channel % 16 * 4), channel / 16 * 2, 3);
-            code = BITS & 4 ? or_b(code, shift_left(two, 4)) : two;
+        if constexpr (kBits & 4) code = field(load_b(step + channel % 32 * 4), channel / 32 * 4, 15);
+        if constexpr (kBits & 2) {
+            const bvec two = field(load_b(step + (kBits & 4) * 32 + channel % 16 * 4), channel / 16 * 2, 3);
+            code = kBits & 4 ? or_b(code, shift_left(two, 4)) : two;
         }
-        if constexpr (BITS & 1) {
-            constexpr uint8_t value = BITS == 1 ? 2 : 1 << (BITS - 1);
-            code = or_b(code, bit_plane(step + (BITS & 6) * 32, channel, value));
+        if constexpr (kBits & 1) {
+            constexpr uint8_t value = kBits == 1 ? 2 : 1 << (kBits - 1);
+            code = or_b(code, bit_plane(step + (kBits & 6) * 32, channel, value));
         }
+        if constexpr (kLookup) return lookup16(table, code);
         return sub_b(code, offset);
     }
 };
 template <>
 struct Decoder<8> {  // stored as it is multiplied
+    static constexpr bool kLookup = false;
     static constexpr int kBytes = qk::kStepBytes;
-    static simd::bvec load(const uint8_t* step, int channel, simd::bvec) {
+    static simd::bvec load(const uint8_t* step, int channel, simd::bvec, simd::table16) {
         return simd::load_b(step + channel * qk::kStepK);
     }
 };
 
-template <int BITS, int ROWS>
+// What a decoder needs beside the codes, in registers: an offset for each channel, or one table for all.
+template <int D>
+[[gnu::always_inline]] inline simd::bvec offset_of(const uint8_t* constants) {
+    return D < 8 ? simd::repeat4(constants) : simd::zero_bytes();
+}
+template <int D>
+[[gnu::always_inline]] inline simd::table16 table_of(const uint8_t* constants) {
+    if constexpr (Decoder<D>::kLookup) return simd::load_table16(constants);
+    return simd::table16{};
+}
+
+template <int D, int ROWS>
 void micro(const qk::MicroArgs& args) {
     using namespace simd;
     const qk::MicroArgs a = args;
     const char* ahead = a.ahead;
+    const table16 table = table_of<D>(a.offset);
     for (int column = 0; column < qk::kPanelN; column += NV * ACC_N) {
         acc_t acc[ROWS][NV];
         bvec offset[NV];
-        unroll<NV>([&](auto v) __attribute__((always_inline)) {
-            offset[v] = BITS < 8 ? repeat4(a.offset + column + v * ACC_N) : zero_bytes();
-        });
+        unroll<NV>([&](auto v)
+                       __attribute__((always_inline)) { offset[v] = offset_of<D>(a.offset + column + v * ACC_N); });
         unroll<ROWS>([&](auto r) __attribute__((always_inline)) {
             unroll<NV>([&](auto v) __attribute__((always_inline)) {
                 acc[r][v] = acc_load((a.init ? a.init : a.tile + r * qk::kPanelN) + column + v * ACC_N);
@@ -60,13 +76,13 @@ void micro(const qk::MicroArgs& args) {
         auto advance = [&]() __attribute__((always_inline)) {
             wvec w[NV];
             unroll<NV>([&](auto v) __attribute__((always_inline)) {
-                w[v] = operand(Decoder<BITS>::load(step, column + v * ACC_N, offset[v]));
+                w[v] = operand(Decoder<D>::load(step, column + v * ACC_N, offset[v], table));
             });
             unroll<ROWS>([&](auto r) __attribute__((always_inline)) {
                 const xvec four = load_x(x[r] + at);
                 unroll<NV>([&](auto v) __attribute__((always_inline)) { acc[r][v] = dot4(acc[r][v], four, w[v]); });
             });
-            step += Decoder<BITS>::kBytes;
+            step += Decoder<D>::kBytes;
             at += qk::kStepK;
         };
         // One loop over all segments: gcc keeps accumulators in registers through one loop, not through a nest.
@@ -106,11 +122,13 @@ void micro(const qk::MicroArgs& args) {
 // Group-wise scales: at the end of each group its exact sum is scaled and added to a tile of floats in L1.
 // Accumulators start at -zero * sum(w) of the group. Decoded panels bring that (init); packed ones do not store it,
 // since M = 1 is bound by the bytes of a weight: one more row of the tile, all `zero`, computes it.
-template <int BITS, int ROWS>
+template <int D, int ROWS>
 void micro_group(const qk::GroupArgs& args) {
     using namespace simd;
     const qk::GroupArgs a = args;
-    constexpr int ALL = BITS < 8 ? ROWS + 1 : ROWS;
+    constexpr bool PACKED = D != 8;
+    constexpr int ALL = PACKED ? ROWS + 1 : ROWS;
+    const table16 table = table_of<D>(a.offset);
     const xvec zeros = set_x(a.zero);
     const char* ahead = a.ahead;
     const uint8_t* x[ROWS];
@@ -119,32 +137,32 @@ void micro_group(const qk::GroupArgs& args) {
         const uint8_t* step = a.codes;
         const float* scale = a.scale + column;
         const int32_t* init = a.init + column;
-        const uint8_t* offsets = a.offset + column;
+        const uint8_t* offsets = a.offset + column;  // not moved to the next group where it is a table
         acc_t acc[ALL][NV];
         bvec offset[NV];
         int64_t at = 0;
         auto start = [&]() __attribute__((always_inline)) {
             unroll<NV>([&](auto v) __attribute__((always_inline)) {
-                offset[v] = BITS < 8 ? repeat4(offsets + v * ACC_N) : zero_bytes();
+                offset[v] = offset_of<D>(offsets + v * ACC_N);
                 unroll<ALL>([&](auto r) __attribute__((always_inline)) {
-                    acc[r][v] = own_register(BITS < 8 ? acc_zero() : acc_load(init + v * ACC_N));
+                    acc[r][v] = own_register(PACKED ? acc_zero() : acc_load(init + v * ACC_N));
                 });
             });
         };
         auto advance = [&]() __attribute__((always_inline)) {
             wvec w[NV];
             unroll<NV>([&](auto v) __attribute__((always_inline)) {
-                w[v] = operand(Decoder<BITS>::load(step, column + v * ACC_N, offset[v]));
+                w[v] = operand(Decoder<D>::load(step, column + v * ACC_N, offset[v], table));
             });
             unroll<ROWS>([&](auto r) __attribute__((always_inline)) {
                 const xvec four = load_x(x[r] + at);
                 unroll<NV>([&](auto v) __attribute__((always_inline)) { acc[r][v] = dot4(acc[r][v], four, w[v]); });
             });
-            if constexpr (BITS < 8) {
+            if constexpr (PACKED) {
                 unroll<NV>([&](auto v)
                                __attribute__((always_inline)) { acc[ROWS][v] = dot4(acc[ROWS][v], zeros, w[v]); });
             }
-            step += Decoder<BITS>::kBytes;
+            step += Decoder<D>::kBytes;
             at += qk::kStepK;
         };
         auto finish = [&]() __attribute__((always_inline)) {
@@ -153,7 +171,7 @@ void micro_group(const qk::GroupArgs& args) {
                 unroll<ROWS>([&](auto r) __attribute__((always_inline)) {
                     float* to = a.tile + r * qk::kPanelN + column + v * ACC_N;
                     i32v sum = acc_lanes(acc[r][v]);
-                    if constexpr (BITS < 8) sum = subi(sum, acc_lanes(acc[ROWS][v]));
+                    if constexpr (PACKED) sum = subi(sum, acc_lanes(acc[ROWS][v]));
                     store(to, fma(to_float(sum), s, load(to)));
                 });
             });
@@ -183,27 +201,28 @@ void micro_group(const qk::GroupArgs& args) {
     }
 }
 
-template <int BITS>
+template <int D>
 void decode(const uint8_t* codes, int64_t steps, const uint8_t* offset, int8_t* out) {
     using namespace simd;
     bvec o[NV];
+    const table16 table = table_of<D>(offset);
     for (int column = 0; column < qk::kPanelN; column += NV * ACC_N) {
-        unroll<NV>([&](auto v) __attribute__((always_inline)) { o[v] = repeat4(offset + column + v * ACC_N); });
+        unroll<NV>([&](auto v) __attribute__((always_inline)) { o[v] = offset_of<D>(offset + column + v * ACC_N); });
         for (int64_t s = 0; s < steps; ++s)
             unroll<NV>([&](auto v) __attribute__((always_inline)) {
                 const int channel = column + v * ACC_N;
                 store_b(out + s * qk::kStepBytes + channel * qk::kStepK,
-                        Decoder<BITS>::load(codes + s * Decoder<BITS>::kBytes, channel, o[v]));
+                        Decoder<D>::load(codes + s * Decoder<D>::kBytes, channel, o[v], table));
             });
     }
 }
 
 // Rows of tiles: all that the registers hold beside what a decoder needs of them.
-template <int BITS, int ROWS = simd::MR>
+template <int D, int ROWS = simd::MR>
 void fill_micro(qk::MicroFn* table, qk::GroupFn* groups) {
-    if constexpr (BITS == 8 || ROWS <= simd::MR_PACKED) table[ROWS] = micro<BITS, ROWS>;
-    if constexpr (BITS == 8 || ROWS < simd::MR_PACKED || simd::MR == 1) groups[ROWS] = micro_group<BITS, ROWS>;
-    if constexpr (ROWS > 1) fill_micro<BITS, ROWS - 1>(table, groups);
+    if constexpr (D == 8 || ROWS <= simd::MR_PACKED) table[ROWS] = micro<D, ROWS>;
+    if constexpr (D == 8 || ROWS < simd::MR_PACKED || simd::MR == 1) groups[ROWS] = micro_group<D, ROWS>;
+    if constexpr (ROWS > 1) fill_micro<D, ROWS - 1>(table, groups);
 }
 
 }  // namespace

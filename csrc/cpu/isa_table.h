@@ -4,6 +4,7 @@
 #include "epilogue_kernel.h"
 #include "gemm_kernel.h"
 #include "kernels.h"
+#include "power_kernel.h"
 #include "quantize_kernel.h"
 
 namespace {
@@ -18,6 +19,9 @@ inline qk::Kernels make_kernels(const char* name) {
     fill_micro<3>(t.micro[3], t.group[3]);
     fill_micro<2>(t.micro[2], t.group[2]);
     fill_micro<1>(t.micro[1], t.group[1]);
+    fill_micro<10>(t.micro[10], t.group[10]);
+    fill_micro<11>(t.micro[11], t.group[11]);
+    fill_micro<12>(t.micro[12], t.group[12]);
     t.decode[1] = decode<1>;
     t.decode[2] = decode<2>;
     t.decode[3] = decode<3>;
@@ -25,6 +29,9 @@ inline qk::Kernels make_kernels(const char* name) {
     t.decode[5] = decode<5>;
     t.decode[6] = decode<6>;
     t.decode[7] = decode<7>;
+    t.decode[10] = decode<10>;
+    t.decode[11] = decode<11>;
+    t.decode[12] = decode<12>;
     t.patch_zero_point = patch_zero_point;
     t.store_i32 = store_i32;
     t.store_float[0] = store_float<int32_t, float>;
@@ -44,6 +51,14 @@ inline qk::Kernels make_kernels(const char* name) {
     t.quantize[2] = quantize<qk::f16>;
     t.flip_codes = flip_codes;
     t.sum_codes = sum_codes;
+    t.quantize_power[0] = quantize_power<float>;
+    t.quantize_power[1] = quantize_power<qk::bf16>;
+    t.quantize_power[2] = quantize_power<qk::f16>;
+    t.pair_i32 = pair_i32;
+    t.pair_sum = pair_sum;
+    t.dequantize[0] = dequantize<float>;
+    t.dequantize[1] = dequantize<qk::bf16>;
+    t.dequantize[2] = dequantize<qk::f16>;
     return t;
 }
 

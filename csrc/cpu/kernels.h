@@ -18,7 +18,7 @@ struct MicroArgs {
     int64_t row_step = 1, segments = 1;
     int64_t steps = 0;                // k steps of a segment
     const uint8_t* codes = nullptr;   // of the panel: int8, or packed in the width that the kernel decodes
-    const uint8_t* offset = nullptr;  // [64] what packed codes are lessened by
+    const uint8_t* offset = nullptr;  // [64] what packed codes are lessened by; or the table of indices, int8 [16]
     const int32_t* init = nullptr;    // [64] start of every row, or null: the tile's own content (a later block of k)
     int32_t* tile = nullptr;          // [rows][64]
     const char* ahead = nullptr;      // `lines` cache lines in every four k steps are requested from here on: what
@@ -32,7 +32,7 @@ struct GroupArgs {
     const uint8_t* const* rows = nullptr;  // [rows]
     int64_t steps = 0, group_steps = 0;
     const uint8_t* codes = nullptr;
-    const uint8_t* offset = nullptr;  // [groups][64], packed codes
+    const uint8_t* offset = nullptr;  // [groups][64], packed codes; or the table
     const float* scale = nullptr;     // [groups][64]
     const int32_t* init = nullptr;    // [groups][64] starts; packed codes: unused, `zero` takes their place
     uint8_t zero = 0;                 // what the stored code of 0 is: zero * sum(w) is taken off
@@ -42,7 +42,7 @@ struct GroupArgs {
 };
 using GroupFn = void (*)(const GroupArgs& args);
 
-// int8 operands [steps][64][4] of a packed panel; offset [64].
+// int8 operands [steps][64][4] of a packed panel; offset [64], or the table.
 using DecodeFn = void (*)(const uint8_t* codes, int64_t steps, const uint8_t* offset, int8_t* out);
 
 // Everything an epilogue may need; a tile never knows which of it is used.
@@ -89,12 +89,36 @@ using QuantizeFn = uint32_t (*)(const void* x, int64_t k, const QuantizeRow& q, 
 using FlipCodesFn = void (*)(const uint8_t* x, int64_t k, uint8_t flip, uint8_t* out);
 using SumCodesFn = int32_t (*)(const uint8_t* x, int64_t k);
 
+// How one row of floats becomes power codes q = min(rint(sqrt(|x * inv_k[k] * inv|)), largest) with the sign of x, or 0
+// for negative x if not signed.
+enum class PowerForm : int {
+    codes = 0,    // q
+    decoded = 1,  // q^2 with the sign, where that fits a byte
+    split = 2,    // q^2 with the sign = 128 h + l, -64 <= l <= 63; unsigned 256 h + l: h to out, l to low
+};
+struct PowerRow {
+    float inv = 1.0f;
+    const float* inv_k = nullptr;  // as in QuantizeRow
+    bool is_signed = true;
+    int16_t largest = 127;
+    uint8_t flip = 0;
+    PowerForm form = PowerForm::codes;
+};
+// Writes k bytes; returns the largest bit pattern of |x * inv_k|.
+using QuantizePowerFn = uint32_t (*)(const void* x, int64_t k, const PowerRow& q, uint8_t* out, uint8_t* low);
+// Rows 2r and 2r + 1 of a tile are the sums of h and of l: row r becomes what factor * h + l stands for. pair_i32: the
+// exact integer to float32, times scale[64]; pair_sum: one fused multiply-add of floats. tile [2 * rows][64] -> out
+// [rows][64].
+using PairFn = void (*)(const void* tile, int rows, float factor, const float* scale, float* out);
+// out[i] = table[codes[i]] * scale, table [256]
+using DequantizeFn = void (*)(const uint8_t* codes, int64_t k, const float* table, float scale, void* out);
+
 struct Kernels {
     const char* name;
-    int mr;                                   // rows of the largest register tile
-    MicroFn micro[kMaxBits + 1][kMaxMr + 1];  // [bits][r] computes r rows; null: decode the panel, then bits 8
-    GroupFn group[kMaxBits + 1][kMaxMr + 1];  // the same for group-wise scales
-    DecodeFn decode[kMaxBits + 1];            // bits below 8
+    int mr;                                // rows of the largest register tile
+    MicroFn micro[kDecoders][kMaxMr + 1];  // [decoder][r] computes r rows; null: decode the panel, then 8
+    GroupFn group[kDecoders][kMaxMr + 1];  // the same for group-wise scales
+    DecodeFn decode[kDecoders];            // all but 8
     PatchFn patch_zero_point;
     EpilogueFn store_i32;
     EpilogueFn store_float[3];  // by DType f32, bf16, f16
@@ -104,6 +128,9 @@ struct Kernels {
     QuantizeFn quantize[3];
     FlipCodesFn flip_codes;
     SumCodesFn sum_codes;
+    QuantizePowerFn quantize_power[3];  // by DType
+    PairFn pair_i32, pair_sum;
+    DequantizeFn dequantize[3];  // by DType
 };
 
 const Kernels& kernels_scalar();

@@ -26,10 +26,17 @@ void put(uint8_t* step, int bits, int c, int i, unsigned u) {
     if (bits & 1) step[(c * 4 + i) / 8] |= static_cast<uint8_t>((u & 1) << ((c * 4 + i) % 8));
 }
 
-// What is stored for a code: int8 as it is, +-1 as a bit, else code + 2^(b-1).
-unsigned stored(int bits, int code) {
-    if (bits == 8) return static_cast<uint8_t>(code);
+// What is stored for a code: int8 and indices as they are, +-1 as a bit, else code + 2^(b-1).
+unsigned stored(const PrepackSource& s, int bits, int code) {
+    if (bits == 8 || s.lookup != nullptr) return static_cast<uint8_t>(code);
     return bits == 1 ? code > 0 : static_cast<unsigned>(code + (1 << (bits - 1)));
+}
+
+// The index that decodes to 0, or -1.
+int index_of_zero(const int8_t* lookup, int bits) {
+    int i = (1 << bits) - 1;
+    while (i >= 0 && lookup[i] != 0) --i;
+    return i;
 }
 
 int row_bits(const PrepackSource& s, int64_t row) { return s.row_bits != nullptr ? s.row_bits[row] : s.bits; }
@@ -60,6 +67,8 @@ void prepack(const PrepackSource& s, void* out) {
     auto* offsets = reinterpret_cast<uint8_t*>(base + h.offset);
     const int64_t parts = h.parts();
     h.exact_padding = 1;
+    const bool lookup = s.lookup != nullptr;
+    if (lookup) std::memcpy(h.lookup, s.lookup, sizeof h.lookup);
     int64_t at = h.codes;
     for (int64_t p = 0; p < h.panels(); ++p) {
         const int bits = panel_bits(s, p);
@@ -76,8 +85,11 @@ void prepack(const PrepackSource& s, void* out) {
                 const int zp =
                     real && s.zero_point != nullptr ? s.zero_point[row * s.row_step + part * s.part_step] : 0;
                 // Narrow codes subtract their zero point as they are decoded; 8-bit ones would leave int8.
-                const int lessen = bits == 8 ? 0 : bits == 1 ? 1 : zp + (1 << (bits - 1));
-                offsets[lane] = static_cast<uint8_t>(lessen);
+                const int lessen = bits == 8   ? 0
+                                   : lookup    ? index_of_zero(s.lookup, bits)
+                                   : bits == 1 ? 1
+                                               : zp + (1 << (bits - 1));
+                if (!lookup) offsets[lane] = static_cast<uint8_t>(lessen);
                 if (bits == 8) zero[position] = zp;
                 if (real) scales[lane] = s.scale[row * s.row_step + part * s.part_step];
                 const int64_t begin = s.shape.grouped ? part * h.segment : 0;
@@ -87,8 +99,8 @@ void prepack(const PrepackSource& s, void* out) {
                     const int code = s.codes[row * h.k + k];
                     const int64_t to = h.padded(k);
                     put(panel + to / kStepK * step_bytes(bits), bits, c, static_cast<int>(to % kStepK),
-                        stored(bits, code));
-                    sum += code - (bits == 8 ? 0 : zp);
+                        stored(s, bits, code));
+                    sum += lookup ? s.lookup[code & (kLookupSize - 1)] : code - (bits == 8 ? 0 : zp);
                 }
                 colsum[lane] = sum;
                 total += sum;

@@ -36,7 +36,7 @@ float dynamic_scale(uint32_t amax_bits, int largest) {
 
 float fixed_scale(const InputQuant& q, uint32_t tensor_bits) {
     if (q.mode == InputMode::static_tensor) return q.scale;
-    return q.mode == InputMode::dynamic_tensor ? dynamic_scale(tensor_bits, q.hi()) : 1.0f;
+    return q.mode == InputMode::dynamic_tensor ? dynamic_scale(tensor_bits, q.largest()) : 1.0f;
 }
 
 int64_t quantize_rows(const Kernels& isa, const void* x, DType x_type, int64_t k, int64_t ldx, int64_t row_begin,
@@ -68,6 +68,30 @@ int64_t quantize_rows(const Kernels& isa, const void* x, DType x_type, int64_t k
     return bad;
 }
 
+int64_t quantize_power_rows(const Kernels& isa, const void* x, DType x_type, int64_t k, int64_t ldx, int64_t row_begin,
+                            int64_t row_end, const InputQuant& q, const float* inv_k, uint32_t tensor_bits,
+                            PowerForm form, uint8_t flip, uint8_t* codes, uint8_t* low, int64_t ldo, float* scales) {
+    const int type = static_cast<int>(x_type);
+    PowerRow row;
+    row.inv_k = inv_k;
+    row.is_signed = q.is_signed;
+    row.largest = static_cast<int16_t>(q.hi());
+    row.flip = flip;
+    row.form = form;
+    float scale = fixed_scale(q, tensor_bits);
+    int64_t bad = -1;
+    for (int64_t m = row_begin; m < row_end; ++m) {
+        const char* data = row_of(x, x_type, ldx, m);
+        if (q.mode == InputMode::dynamic_token)
+            scales[m] = scale = dynamic_scale(isa.amax[type](data, k, inv_k), q.largest());
+        row.inv = 1.0f / scale;
+        const int64_t at = m * ldo;
+        const uint32_t bits = isa.quantize_power[type](data, k, row, codes + at, low == nullptr ? nullptr : low + at);
+        if (bits >= kNotFinite && bad < 0) bad = m;
+    }
+    return bad;
+}
+
 uint32_t amax_tensor(const Kernels& isa, const void* x, DType x_type, int64_t m, int64_t k, int64_t ldx,
                      const float* inv_k, int threads) {
     std::atomic<uint32_t> bits{0};
@@ -92,10 +116,25 @@ int64_t quantize_activations(const Kernels& isa, const void* x, DType x_type, in
     std::atomic<int64_t> bad{-1};
     parallel_for(threads, m, [&](int64_t row) {
         const int64_t found =
-            quantize_rows(isa, x, x_type, k, ldx, row, row + 1, q, inv_k, tensor_bits, 0, codes, k, scales);
+            q.power ? quantize_power_rows(isa, x, x_type, k, ldx, row, row + 1, q, inv_k, tensor_bits, PowerForm::codes,
+                                          0, codes, nullptr, k, scales)
+                    : quantize_rows(isa, x, x_type, k, ldx, row, row + 1, q, inv_k, tensor_bits, 0, codes, k, scales);
         if (found >= 0) keep_first(bad, found);
     });
     return bad.load();
+}
+
+void dequantize(const Kernels& isa, const uint8_t* codes, int64_t m, int64_t k, int64_t ldx, const float* table,
+                const float* scales, int64_t scale_step, DType out_type, void* out, int threads) {
+    const int64_t bytes = out_type == DType::f32 ? 4 : 2;
+    // Pieces of rows: one long row is work for all threads too.
+    const int64_t piece = 16 << 10, pieces = ceil_div(k, piece);
+    parallel_for(threads_for_bytes(threads, m * k * (1 + bytes)), m * pieces, [&](int64_t unit) {
+        const int64_t row = unit / pieces, from = unit % pieces * piece;
+        isa.dequantize[static_cast<int>(out_type)](codes + row * ldx + from, std::min(piece, k - from), table,
+                                                   scales[row * scale_step],
+                                                   static_cast<char*>(out) + (row * k + from) * bytes);
+    });
 }
 
 }  // namespace qk

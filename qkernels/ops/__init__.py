@@ -41,7 +41,14 @@ from .integer_elementwise import (
     softmax_int_request,
 )
 from .linear import linear, linear_request
-from .quantize import quantize_activations, quantize_activations_request, requantize, requantize_request
+from .quantize import (
+    power_dequantize,
+    power_dequantize_request,
+    quantize_activations,
+    quantize_activations_request,
+    requantize,
+    requantize_request,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -80,6 +87,8 @@ __all__ = [
     "max_pool2d_int_request",
     "pack_signs",
     "pack_signs_request",
+    "power_dequantize",
+    "power_dequantize_request",
     "quantize_activations",
     "quantize_activations_request",
     "requantize",

@@ -7,7 +7,7 @@ import numpy as np
 from .. import registry
 from .._arrays import as_numpy, is_torch
 from ..cpu import FLOATS, dtype_name
-from ..errors import ArgumentError, DTypeError
+from ..errors import ArgumentError, DTypeError, UnsupportedError
 from ..geometry import Geometry
 from ..quant import InputQuant
 from .binary import check_sign_conv
@@ -280,6 +280,10 @@ def check_codes(op, xq, w, x_zero_point, bias, stride, padding, dilation, groups
 def check_conv_quant(op, w, q, geometry):
     if not isinstance(q, InputQuant):
         raise DTypeError(f"{op}: input_quant is a {type(q).__name__}; accepted: qkernels.InputQuant or None.")
+    if q.power is not None:
+        raise UnsupportedError(
+            f"{op}: input_quant has power={q.power}; accepted: power=None. Power codes of activations are for linear."
+        )
     if q.granularity == "token":
         raise ArgumentError(
             f"{op}: input_quant has granularity 'token', one scale for each row of x, and an output sums over many "

@@ -49,11 +49,15 @@ def linear(
 
     For inference: no gradient flows through the result.
 
+    With InputQuant(power=0.5) xq is ``sign(q) * q**2`` of its codes q, exact as well: ``qkernels.reference.linear_int``
+    says how 5 to 8 bits are split. Where codes of w index a table, wq is the table's integer.
+
     With InputQuant(bits=1) both sides are signs: acc is that of ``matmul_binary`` and alpha of the weight its scale.
 
     Args:
         x: (..., K) float32, bfloat16 or float16; torch CPU tensor or NumPy array, any strides.
-        w: a weight (N, K) of any format; BinaryWeight or TernaryWeight with InputQuant(bits=1).
+        w: a weight (N, K) of any format; BinaryWeight or TernaryWeight with InputQuant(bits=1). With other input_quants
+            its values must be integers of int8 times a scale: of formats with a table ``w.int_table()`` says so.
         bias: (N,) floats, used as float32; or None.
         activation: None, "relu", "relu6", "gelu" or "silu"; with bits=1 also a DPReLU.
         input_quant: InputQuant, or None for float activations.
@@ -92,7 +96,9 @@ def linear(
             if input_quant is None:
                 exact = compute_dtype == "float32"
                 block = _torch_ops.layout_of_floats(w)
-                return _torch_ops.linear_float_packed(x, block, bias, w.shape[0], exact, activation, out_dtype)
+                return _torch_ops.linear_float_packed(
+                    x, block, bias, w.shape[0], exact, activation, out_dtype
+                )
             signs = input_quant.bits == 1
             block = (_torch_ops.layout_of_signs if signs else _torch_ops.layout)(w)
             run = _torch_ops.linear_signs_packed if signs else _torch_ops.linear_packed
@@ -124,7 +130,7 @@ def linear_request(
             )
         if input_quant.granularity == "channel":
             input_quant.weight_scale(op, w.numpy().input_scale)
-        check_accumulator(op, w, *input_quant.limits, input_quant.zero_point or 0)
+        check_accumulator(op, w, *input_quant.operand_limits, input_quant.zero_point or 0)
     elif not isinstance(compute_dtype, str | None) or compute_dtype not in COMPUTE_DTYPES:
         accepted = ", ".join(map(repr, COMPUTE_DTYPES))
         raise ArgumentError(f"{op}: compute_dtype is {compute_dtype!r}; accepted: {accepted}.")

@@ -9,6 +9,7 @@ from .._arrays import as_kind, as_numpy, is_torch
 from ..cpu import ACTIVATIONS, dtype_name
 from ..errors import ArgumentError, DTypeError, UnsupportedError
 from ..formats import WeightFormat
+from ..formats.operand import code_extreme
 from ..quant import Requant
 
 INT32_MAX = 2**31 - 1
@@ -134,8 +135,10 @@ def name_of_dtype(op, dtype, default, accepted):
 
 def check_accumulator(op, w, lo, hi, zero_point, bias=None, along="K"):
     """Refuse what could leave int32: K * max|x - x_zero_point| * max|w - w_zero_point| + max|bias|."""
-    terms = w.group_size if w.is_grouped else w.matrix_shape[1]
-    largest = terms * max(abs(lo - zero_point), abs(hi - zero_point)) * w.code_extreme
+    terms, extreme = w.group_size if w.is_grouped else w.matrix_shape[1], code_extreme(w)
+    if extreme is None:  # the registry says why there is no integer product
+        return
+    largest = terms * max(abs(lo - zero_point), abs(hi - zero_point)) * extreme
     if bias is not None and len(bias):
         largest += int(abs(as_numpy(bias, op, "bias").astype(np.int64)).max())
     if largest > INT32_MAX:

@@ -1,20 +1,35 @@
 """The rows of the registry: which kernel computes which operation for which weight format."""
 
 from .. import cpu, cpu_binary, cpu_conv, cpu_float, cpu_integer, reference_backend, registry
+from ..formats.operand import why_no_integers
 from ..registry import Kernel
 
 
-def add_rows(op, formats, core, isas, call, reference, accepts=None, exactness="exact", tag=None):
+def add_rows(
+    op,
+    formats,
+    core,
+    isas,
+    call,
+    reference,
+    accepts=None,
+    exactness="exact",
+    tag=None,
+    reference_accepts=None,
+):
     """Rows for each format: the CPU ones strongest ISA first, then the reference. ``formats`` (None,): no weight.
 
     reference None: no row for it, where other rows of the op and format bring it.
     """
     accepts = accepts or (lambda request: None)
+    reference_accepts = reference_accepts or (lambda request: None)
     for name in formats:
         for isa in reversed(isas):
             registry.register(Kernel(op, name, "cpu", isa, core, accepts, call, exactness, tag))
         if reference is not None:
-            registry.register(Kernel(op, name, "reference", None, core, lambda r: None, reference, exactness))
+            registry.register(
+                Kernel(op, name, "reference", None, core, reference_accepts, reference, exactness)
+            )
 
 
 def integer_activations(request):
@@ -32,6 +47,10 @@ def binary_activations(request):
     return None
 
 
+def integer_table(request):
+    return why_no_integers(request.w)
+
+
 def float_activations(request):
     if request.options["input_quant"] is not None:
         return "input_quant is given: the float core takes float activations"
@@ -45,17 +64,29 @@ BINARY_ISAS = ("scalar", "avx2", "avx512vpopcntdq")
 FLOAT_ISAS = (*GEMM_ISAS, "avx512bf16")
 BITS_FORMATS = ("BinaryWeight", "TernaryWeight")
 GEMM_FORMATS = ("IntWeight", "MixedIntWeight", *BITS_FORMATS)
-FLOAT_FORMATS = (*GEMM_FORMATS, "PowerWeight", "LogWeight", "FloatWeight", "CodebookWeight")
+TABLE_FORMATS = ("PowerWeight", "LogWeight", "FloatWeight", "CodebookWeight")  # whose codes index a table
+FLOAT_FORMATS = (*GEMM_FORMATS, *TABLE_FORMATS)
 
 add_rows(
     "linear", BITS_FORMATS, "binary", BINARY_ISAS, cpu_binary.linear, None, binary_activations, tag="signs"
 )
 _float = {"exactness": "float", "tag": "float"}
-add_rows("linear", FLOAT_FORMATS, "gemm_float", FLOAT_ISAS, cpu_float.linear, None, float_activations, **_float)
+add_rows(
+    "linear", FLOAT_FORMATS, "gemm_float", FLOAT_ISAS, cpu_float.linear, None, float_activations, **_float
+)
 add_rows("linear", GEMM_FORMATS, "gemm", GEMM_ISAS, cpu.linear, reference_backend.linear, integer_activations)
 for _op in ("matmul_int", "linear_requant"):
     add_rows(_op, GEMM_FORMATS, "gemm", GEMM_ISAS, getattr(cpu, _op), getattr(reference_backend, _op))
-for _op in ("requantize", "quantize_activations"):
+# On the integer core where the table is integers.
+add_rows(
+    *("linear", TABLE_FORMATS, "gemm", GEMM_ISAS, cpu.linear, reference_backend.linear),
+    accepts=lambda r: integer_activations(r) or integer_table(r),
+    reference_accepts=lambda r: None if r.options["input_quant"] is None else integer_table(r),
+)
+for _op in ("matmul_int", "linear_requant"):
+    _calls = getattr(cpu, _op), getattr(reference_backend, _op)
+    add_rows(_op, TABLE_FORMATS, "gemm", GEMM_ISAS, *_calls, integer_table, reference_accepts=integer_table)
+for _op in ("requantize", "quantize_activations", "power_dequantize"):
     add_rows(_op, (None,), "elementwise", GEMM_ISAS, getattr(cpu, _op), getattr(reference_backend, _op))
 
 # Tables gain from VBMI, which comes with the fourth level; the others do not.

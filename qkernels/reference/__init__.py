@@ -26,7 +26,7 @@ from .integer import (
     softmax_int,
 )
 from .linear import linear_float, linear_int, linear_requant, matmul_int
-from .quantize import quantize_activations
+from .quantize import power_dequantize, power_values, quantize_activations, split_power
 from .requantize import requantize
 
 __all__ = [
@@ -52,12 +52,15 @@ __all__ = [
     "matmul_int",
     "max_pool2d",
     "pack_signs",
+    "power_dequantize",
+    "power_values",
     "quantize_activations",
     "requant_table",
     "requantize",
     "scaled",
     "sign_scale",
     "softmax_int",
+    "split_power",
     "ternary_matmul",
     "threshold_bits",
     "threshold_multiples",

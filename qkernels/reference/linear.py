@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..formats.operand import integer_operand
 from .activation import apply_activation
-from .quantize import quantize_activations
+from .quantize import power_values, quantize_activations, split_power
 from .requantize import requantize
 
 
@@ -33,12 +34,18 @@ def linear_int(x, w, iq, bias=None, activation=None, out_dtype=np.float32):
     all of the scale (SPIQ, thesis eq. 3.11), and x_scale is 1; the others scale what is left per token or
     tensor (the smoothing of Xiao et al. 2022).
 
+    Power codes are multiplied as ``sign(q) * q**2``. Where those leave a byte (InputQuant.is_split), acc = factor *
+    acc_high + acc_low of split_power, exact in int64 and rounded to float32 once; with groups the two float sums are
+    combined by one fused multiply-add. Weights whose codes index a table of integers have those for codes, and
+    w.scale times the table's multiplier for a scale (formats/operand.py).
+
     Args:
-        x: float32 (M, K). w: IntWeight with NumPy fields. iq: InputQuant. bias: float32 (N,) or None.
+        x: float32 (M, K). w: a weight with NumPy fields. iq: InputQuant. bias: float32 (N,) or None.
 
     Returns:
         out_dtype (M, N).
     """
+    w = integer_operand(w)
     if iq.granularity == "channel":
         iq.weight_scale("linear", w.input_scale)
     elif w.input_scale is not None:
@@ -46,12 +53,25 @@ def linear_int(x, w, iq, bias=None, activation=None, out_dtype=np.float32):
             x = x * (np.float32(1) / w.input_scale)
     xq, x_scale = quantize_activations(x, iq, w.input_scale)
     with np.errstate(over="ignore"):
-        if getattr(w, "is_grouped", False):
+        xq = xq if iq.power is None else power_values(xq)
+        if iq.is_split:
+            y = split_sum(xq, w, iq.signed)
+        elif w.is_grouped:
             y = grouped_sum(xq, w, iq.zero_point or 0)
         else:
             y = matmul_int(xq, w.codes(), iq.zero_point or 0, w.zero_point).astype(np.float32) * w.scale.T
         y = y if iq.granularity == "channel" else y * x_scale
         return _finish(y, bias, activation, out_dtype)
+
+
+def split_sum(values, w, signed):
+    """Scaled sums of values that are multiplied as two bytes each: float32 (M, N)."""
+    high, low, factor = split_power(values, signed)
+    if w.is_grouped:
+        return fused_multiply_add(grouped_sum(high, w), np.float64(factor), grouped_sum(low, w))
+    codes = w.codes()
+    acc = [matmul_int(part, codes, 0, w.zero_point).astype(np.int64) for part in (high, low)]
+    return (factor * acc[0] + acc[1]).astype(np.float32) * w.scale.T
 
 
 def grouped_sum(xq, w, x_zero_point=0):

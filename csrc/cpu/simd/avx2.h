@@ -58,6 +58,11 @@ inline bvec repeat4(const uint8_t* p) {  // byte of each channel, for its four k
         _mm256_set_epi64x(0x0707070706060606, 0x0505050504040404, 0x0303030302020202, 0x0101010100000000);
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))), pick);
 }
+using table16 = __m256i;  // 16 bytes in each 128-bit lane
+inline table16 load_table16(const uint8_t* p) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline bvec lookup16(table16 table, bvec index) { return _mm256_shuffle_epi8(table, index); }  // index below 16
 inline wvec operand(bvec b) {
     return {_mm256_cvtepi8_epi16(_mm256_castsi256_si128(b)), _mm256_cvtepi8_epi16(_mm256_extracti128_si256(b, 1))};
 }
@@ -93,6 +98,7 @@ inline f32v reciprocal(f32v a) {
 inline f32v min(f32v a, f32v b) { return _mm256_min_ps(a, b); }
 inline f32v max(f32v a, f32v b) { return _mm256_max_ps(a, b); }
 inline f32v abs(f32v a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+inline f32v sqrt(f32v a) { return _mm256_sqrt_ps(a); }
 inline f32v rint(f32v a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline f32v select_negative(f32v sign_of, f32v if_negative, f32v otherwise) {
     return _mm256_blendv_ps(otherwise, if_negative, sign_of);
@@ -167,6 +173,19 @@ inline int32_t reduce_add(i32v a) {
     return s;
 }
 inline f32v to_float(i32v a) { return _mm256_cvtepi32_ps(a); }
+// high * factor + low, exact in double, rounded once to float32
+inline f32v to_float_pair(i32v high, i32v low, float factor) {
+    const __m256d f = _mm256_set1_pd(factor);
+    auto half = [&](__m128i h, __m128i l) {
+        return _mm256_cvtpd_ps(_mm256_fmadd_pd(_mm256_cvtepi32_pd(h), f, _mm256_cvtepi32_pd(l)));
+    };
+    return _mm256_set_m128(half(_mm256_extracti128_si256(high, 1), _mm256_extracti128_si256(low, 1)),
+                           half(_mm256_castsi256_si128(high), _mm256_castsi256_si128(low)));
+}
+inline f32v lookup256(const float* table, const uint8_t* codes) {  // table[codes[lane]]
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes));
+    return _mm256_i32gather_ps(table, _mm256_cvtepu8_epi32(bytes), 4);
+}
 inline i32v to_int(f32v a) { return _mm256_cvtps_epi32(a); }
 inline __m128i low_bytes(i32v v) {  // the low byte of each lane, in the first 8 bytes
     const __m256i pick = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,  //

@@ -52,6 +52,11 @@ inline bvec repeat4(const uint8_t* p) {  // byte of each channel, for its four k
                          0x0707070706060606, 0x0505050504040404, 0x0303030302020202, 0x0101010100000000);
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(all), pick);
 }
+using table16 = __m512i;  // 16 bytes in each 128-bit lane
+inline table16 load_table16(const uint8_t* p) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline bvec lookup16(table16 table, bvec index) { return _mm512_shuffle_epi8(table, index); }  // index below 16
 inline wvec operand(bvec b) { return b; }
 inline xvec load_x(const uint8_t* p) {
     int32_t four;
@@ -83,6 +88,7 @@ inline f32v reciprocal(f32v a) {
 inline f32v min(f32v a, f32v b) { return _mm512_min_ps(a, b); }
 inline f32v max(f32v a, f32v b) { return _mm512_max_ps(a, b); }
 inline f32v abs(f32v a) { return _mm512_abs_ps(a); }
+inline f32v sqrt(f32v a) { return _mm512_sqrt_ps(a); }
 inline f32v rint(f32v a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline f32v select_negative(f32v sign_of, f32v if_negative, f32v otherwise) {
     return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(sign_of)), otherwise, if_negative);
@@ -136,6 +142,20 @@ inline i32v abs_bits(f32v a) { return _mm512_and_si512(_mm512_castps_si512(a), _
 inline uint32_t reduce_maxu(i32v a) { return _mm512_reduce_max_epu32(a); }
 inline int32_t reduce_add(i32v a) { return _mm512_reduce_add_epi32(a); }
 inline f32v to_float(i32v a) { return _mm512_cvtepi32_ps(a); }
+// high * factor + low, exact in double, rounded once to float32
+inline f32v to_float_pair(i32v high, i32v low, float factor) {
+    const __m512d f = _mm512_set1_pd(factor);
+    auto half = [&](__m256i h, __m256i l) {
+        return _mm512_cvtpd_ps(_mm512_fmadd_pd(_mm512_cvtepi32_pd(h), f, _mm512_cvtepi32_pd(l)));
+    };
+    const __m256 a = half(_mm512_castsi512_si256(high), _mm512_castsi512_si256(low));
+    const __m256 b = half(_mm512_extracti64x4_epi64(high, 1), _mm512_extracti64x4_epi64(low, 1));
+    return _mm512_insertf32x8(_mm512_castps256_ps512(a), b, 1);
+}
+inline f32v lookup256(const float* table, const uint8_t* codes) {  // table[codes[lane]]
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
+    return _mm512_i32gather_ps(_mm512_cvtepu8_epi32(bytes), table, 4);
+}
 // half to even; above int32 undefined (callers take the minimum with something first), below it INT32_MIN
 inline i32v to_int(f32v a) { return _mm512_cvtps_epi32(a); }
 inline void store_bytes(uint8_t* p, i32v v) {

@@ -55,6 +55,11 @@ inline bvec bit_plane(const uint8_t* plane, int channel, uint8_t value) {  // va
     return each_byte([&](int i) { return plane[channel / 2] >> (channel % 2 * 4 + i) & 1 ? value : 0; });
 }
 inline bvec repeat4(const uint8_t* p) { return {*p, *p, *p, *p}; }
+using table16 = const uint8_t*;
+inline table16 load_table16(const uint8_t* p) { return p; }
+inline bvec lookup16(table16 table, bvec index) {  // index below 16
+    return each_byte([&](int i) { return table[index.v[i]]; });
+}
 inline wvec operand(bvec b) { return b; }
 inline xvec load_x(const uint8_t* p) { return load_b(p); }
 inline xvec set_x(uint8_t x) { return {x, x, x, x}; }
@@ -89,6 +94,7 @@ inline f32v reciprocal(f32v a) { return 1.0f / a; }
 inline f32v min(f32v a, f32v b) { return a < b ? a : b; }
 inline f32v max(f32v a, f32v b) { return a > b ? a : b; }
 inline f32v abs(f32v a) { return std::fabs(a); }
+inline f32v sqrt(f32v a) { return std::sqrt(a); }
 inline f32v rint(f32v a) { return std::nearbyintf(a); }
 inline f32v select_negative(f32v sign_of, f32v if_negative, f32v otherwise) {
     return bits_of(sign_of) >> 31 ? if_negative : otherwise;
@@ -146,6 +152,11 @@ inline i32v abs_bits(f32v a) { return static_cast<int32_t>(bits_of(a) & 0x7fffff
 inline uint32_t reduce_maxu(i32v a) { return static_cast<uint32_t>(a); }
 inline int32_t reduce_add(i32v a) { return a; }
 inline f32v to_float(i32v a) { return static_cast<float>(a); }
+// high * factor + low, exact in double, rounded once to float32
+inline f32v to_float_pair(i32v high, i32v low, float factor) {
+    return static_cast<float>(static_cast<double>(high) * factor + low);
+}
+inline f32v lookup256(const float* table, const uint8_t* codes) { return table[*codes]; }
 inline i32v to_int(f32v a) {  // what is below int32 becomes its minimum, as the vector instructions have it
     return a < -2147483648.0f ? INT32_MIN : static_cast<int32_t>(std::nearbyintf(a));
 }
