@@ -92,13 +92,14 @@ def from_int_quantized(weight, weight_scale, weight_zero_point=None, group_size=
     return weight_of(where, weight, to_unsigned(q, 8) ^ np.uint8(128), s, zero, 8, size)
 
 
-def to_pack_quantized(w, scale_dtype="float32"):
-    """``{"weight_packed", "weight_scale", "weight_shape"}`` and, of an asymmetric weight, ``"weight_zero_point"``.
+def to_pack_quantized(w, scale_dtype="float32", symmetric=None):
+    """``{"weight_packed", "weight_scale", "weight_shape"}`` and, unless symmetric, ``"weight_zero_point"``.
 
     Args:
         w: IntWeight (N, K), its zero points in -2**(bits - 1)..2**(bits - 1) - 1. One scale for all becomes one a
             channel.
         scale_dtype: "float32", "float16", or of torch weights "bfloat16"; it must hold the scales exactly.
+        symmetric: of the configuration: False writes zero points even where all are 0; None: whether all are 0.
 
     Raises:
         UnsupportedError: what the layout cannot hold: an input_scale, an offset that is no zero point, other zero
@@ -111,20 +112,20 @@ def to_pack_quantized(w, scale_dtype="float32"):
         "weight_scale": _cast(p, scale_dtype),
         "weight_shape": p.out(np.array([n, k], np.int64)),
     }
-    zero = p.zero_points()
-    if (zero != half).any():
+    zero = _zero_points(p, half, symmetric)
+    if zero is not None:
         words = pack_words(np.ascontiguousarray(zero.T), p.bits, -(-n * p.bits // 32))
         out["weight_zero_point"] = p.out(words.T)
     return out
 
 
-def to_int_quantized(w, scale_dtype="float32"):
-    """``{"weight", "weight_scale"}`` of an 8-bit IntWeight and, of an asymmetric one, ``"weight_zero_point"``; as
-    to_pack_quantized otherwise."""
+def to_int_quantized(w, scale_dtype="float32", symmetric=None):
+    """``{"weight", "weight_scale"}`` of an 8-bit IntWeight and, unless symmetric, ``"weight_zero_point"``; otherwise as
+    to_pack_quantized."""
     p = Parts("interop.to_int_quantized", w, (8,))
-    zero, flip = p.zero_points(), np.uint8(128)
+    zero, flip = _zero_points(p, 128, symmetric), np.uint8(128)
     out = {"weight": p.out((p.u ^ flip).view(np.int8)), "weight_scale": _cast(p, scale_dtype)}
-    if (zero != 128).any():
+    if zero is not None:
         out["weight_zero_point"] = p.out((zero ^ flip).view(np.int8))
     return out
 
@@ -156,6 +157,16 @@ def _zero_point(where, x, shape, bits):
             f"{where}: weight_zero_point has shape {z.shape}; accepted: {shape}, like weight_scale."
         )
     return z.reshape(()) if z.size == 1 else z
+
+
+def _zero_points(p, half, symmetric):
+    """uint8 (N, G), or None where the layout has none."""
+    if not isinstance(symmetric, bool | None):
+        raise ArgumentError(f"{p.where}: symmetric is {symmetric!r}; accepted: True, False, None.")
+    if symmetric:
+        p.symmetric(half)
+    zero = p.zero_points()
+    return zero if symmetric is False or (zero != half).any() else None
 
 
 def _cast(p, dtype):

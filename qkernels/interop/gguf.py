@@ -74,7 +74,7 @@ def from_gguf(data, kind):
             "finite numbers."
         )
     scale, offset = reals[..., 0], np.ascontiguousarray(reals[..., 1]) if t.minimum else None
-    u = _unpack(blocks[..., at:], t.bits).reshape(n, -1)
+    u = _unpack(blocks[..., at:], t.bits).reshape(n, blocks.shape[1] * SIZE)
     if t.bits == 8 and (scale < 0).any():
         i, j = np.argwhere(scale < 0)[0]
         raise FormatError(
@@ -128,7 +128,7 @@ def to_gguf(w, kind, round_scale=False):
         half = np.ascontiguousarray(p.half(what, a[:, : k // SIZE], round_scale))
         blocks[..., 2 * i : 2 * i + 2] = half.view(np.uint8).reshape(n, k // SIZE, 2)
     blocks[..., 2 * len(reals) :] = _pack(u.reshape(n, k // SIZE, SIZE), t.bits)
-    return p.out(blocks.reshape(n, -1))
+    return p.out(blocks.reshape(n, k // SIZE * t.nbytes))
 
 
 def _unpack(body, bits):

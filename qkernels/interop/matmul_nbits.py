@@ -40,7 +40,7 @@ def from_matmul_nbits(b, scales, zero_points=None, in_features=None, bits=4, blo
             f"{max(count - 1, 0) * size + 1} to {count * size}."
         )
     s = _rows(where, "scales", reals(where, "scales", scales), n, count)
-    u = unpack_rows(q.reshape(n, -1), count * size, bits)[:, :k]
+    u = unpack_rows(q.reshape(n, count * size * bits // 8), count * size, bits)[:, :k]
     half = zero = 2 ** (bits - 1)
     offset = None
     if zero_points is not None and str(getattr(zero_points, "dtype", "")).removeprefix("torch.") in FLOATS:
