@@ -4,7 +4,17 @@ from importlib import import_module
 
 from .binary import DPReLU, RPReLU, Threshold
 from .errors import ArgumentError, DTypeError, FormatError, UnsupportedError
-from .formats import BinaryWeight, IntWeight, MixedIntWeight, TernaryWeight
+from .formats import (
+    BinaryWeight,
+    CodebookWeight,
+    FloatWeight,
+    IntWeight,
+    LogWeight,
+    MixedIntWeight,
+    PowerWeight,
+    TernaryWeight,
+    search_exponent,
+)
 from .integer_quant import AddRequant, LayerNormInt
 from .ops import (
     add_requant,
@@ -42,13 +52,17 @@ __all__ = [
     "AddRequant",
     "ArgumentError",
     "BinaryWeight",
+    "CodebookWeight",
     "DPReLU",
     "DTypeError",
+    "FloatWeight",
     "FormatError",
     "InputQuant",
     "IntWeight",
     "LayerNormInt",
+    "LogWeight",
     "MixedIntWeight",
+    "PowerWeight",
     "RPReLU",
     "Requant",
     "TernaryWeight",
@@ -78,6 +92,7 @@ __all__ = [
     "pack_signs",
     "quantize_activations",
     "requantize",
+    "search_exponent",
     "softmax_int",
     *_LAZY,
 ]

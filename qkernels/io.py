@@ -17,10 +17,30 @@ import numpy as np
 
 from ._arrays import as_kind
 from .errors import ArgumentError, DTypeError, FormatError, UnsupportedError
-from .formats import BinaryWeight, IntWeight, MixedIntWeight, TernaryWeight, WeightFormat
+from .formats import (
+    BinaryWeight,
+    CodebookWeight,
+    FloatWeight,
+    IntWeight,
+    LogWeight,
+    MixedIntWeight,
+    PowerWeight,
+    TernaryWeight,
+    WeightFormat,
+)
 
 VERSION = 1
-FORMATS = {f.__name__: f for f in (BinaryWeight, IntWeight, MixedIntWeight, TernaryWeight)}
+KINDS = (
+    BinaryWeight,
+    CodebookWeight,
+    FloatWeight,
+    IntWeight,
+    LogWeight,
+    MixedIntWeight,
+    PowerWeight,
+    TernaryWeight,
+)
+FORMATS = {f.__name__: f for f in KINDS}
 
 
 def save(path, weights):

@@ -2,8 +2,23 @@
 
 from .base import WeightFormat
 from .binary import BinaryWeight
+from .codebook import CodebookWeight
+from .float import FloatWeight
 from .int import IntWeight
+from .log import LogWeight
 from .mixed import MixedIntWeight
+from .power import PowerWeight, search_exponent
 from .ternary import TernaryWeight
 
-__all__ = ["BinaryWeight", "IntWeight", "MixedIntWeight", "TernaryWeight", "WeightFormat"]
+__all__ = [
+    "BinaryWeight",
+    "CodebookWeight",
+    "FloatWeight",
+    "IntWeight",
+    "LogWeight",
+    "MixedIntWeight",
+    "PowerWeight",
+    "TernaryWeight",
+    "WeightFormat",
+    "search_exponent",
+]

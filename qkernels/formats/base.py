@@ -1,9 +1,11 @@
 """What every weight format has in common."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
-from .._arrays import is_torch
+import numpy as np
+
+from .._arrays import as_numpy, is_torch
 from ..errors import UnsupportedError
 
 
@@ -55,6 +57,13 @@ class WeightFormat:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: v for name, v in values.items() if hasattr(v, "dtype")}
 
+    def flat_input_scale(self):
+        """input_scale as it meets the matrix, float32 (K,), NumPy's, or None: kh * kw times each of a convolution."""
+        s = getattr(self, "input_scale", None)
+        if s is None:
+            return None
+        return np.repeat(as_numpy(s, type(self).__name__, "input_scale"), math.prod(self.shape[2:]))
+
     def dense(self):
         """The float32 (N, K) matrix that the format stands for."""
         raise NotImplementedError
@@ -63,9 +72,19 @@ class WeightFormat:
         """The same weight as codes that index a table (formats/lookup.py), which is what the float core reads."""
         raise NotImplementedError
 
+    def int_table(self):
+        """``(ints, multiplier)``, int8 (2**bits,) and a float, whose product is the table of ``lookup()`` exactly; None
+        where there is none: more than 4 bits, more than one table, or entries that int8 does not hold.
+        """
+        return None
+
     def numpy(self):
         """The same weight with NumPy fields on the same memory."""
-        raise NotImplementedError
+        arrays = self.arrays()
+        if not any(map(is_torch, arrays.values())):
+            return self
+        where = type(self).__name__
+        return replace(self, **{name: as_numpy(a, where, name) for name, a in arrays.items()})
 
     def __getstate__(self):
         return {f.name: getattr(self, f.name) for f in fields(self)}

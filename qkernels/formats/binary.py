@@ -6,6 +6,7 @@ import numpy as np
 
 from .._arrays import as_kind
 from ..errors import ArgumentError
+from .lookup import Lookup
 from .planes import BitsWeight, alpha_vector, code_matrix, float_matrix, pack_bits, unpack_bits
 
 
@@ -72,6 +73,11 @@ class BinaryWeight(BitsWeight):
         w = self.numpy()
         q = unpack_bits(w.packed, self.matrix_shape[1]).astype(np.int8)
         return as_kind(q * np.int8(2) - np.int8(1), self.packed)
+
+    def lookup(self):
+        """As the float core reads it: index the bits, table -1 and +1."""
+        index = unpack_bits(self.numpy().packed, self.matrix_shape[1])
+        return Lookup(1, index, np.array([[-1, 1]], np.float32), self.numpy().scale)
 
     def repeat(self, times):
         """Rows duplicated: row n stands ``|times[n]|`` times, with its signs flipped where times[n] < 0.

@@ -51,5 +51,5 @@ def to_signed(u, bits):
 
 
 def to_unsigned(codes, bits):
-    """The low ``bits`` bits of two's complement codes, uint8."""
-    return codes.view(np.uint8) & np.uint8(2**bits - 1)
+    """The low ``bits`` bits of two's complement codes, uint8; with 8 bits on the same memory."""
+    return codes.view(np.uint8) if bits == 8 else codes.view(np.uint8) & np.uint8(2**bits - 1)

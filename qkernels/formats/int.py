@@ -1,25 +1,37 @@
 """Uniform integer weights."""
 
 import math
-import operator
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from .._arrays import as_float32, as_kind, as_numpy, first_bad, is_torch
-from ..errors import ArgumentError, DTypeError, FormatError, UnsupportedError
-from ..quant import SCALE_MAX, SCALE_MIN
+from ..errors import ArgumentError, FormatError, UnsupportedError
 from .base import WeightFormat
-from .bits import pack_rows, row_bytes, to_signed, to_unsigned, unpack_rows
+from .bits import pack_rows, to_signed, to_unsigned, unpack_rows
+from .checks import (
+    TINY,
+    as_column,
+    as_matrix,
+    check_granularity,
+    check_input_scale,
+    check_packed,
+    check_scale,
+    checked_arrays,
+    checked_bits,
+    checked_group,
+    checked_shape,
+    groups_of,
+    integers,
+    signed_codes,
+)
 from .lookup import Lookup
 
 INT32_MAX = 2**31 - 1
 DTYPES = {"packed": "uint8", "scale": "float32", "zero_point": "int16", "input_scale": "float32"}
 DTYPES["offset"] = "float32"
-TINY = np.float32(2.0**-100)  # a channel whose max|w| is below this counts as all zero
-LEAST_GROUP = 16
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -70,32 +82,15 @@ class IntWeight(WeightFormat):
 
     def __post_init__(self):
         where, put = "IntWeight", lambda name, value: object.__setattr__(self, name, value)
-        put("bits", _checked_bits(where, self.bits))
-        put("group_size", _checked_group(where, self.group_size))
-        given = {name: getattr(self, name) for name in DTYPES if getattr(self, name) is not None}
-        for name in ("packed", "scale"):
-            if name not in given:
-                raise DTypeError(f"{where}: {name} is None; accepted: an array or tensor of {DTYPES[name]}.")
-        w = {name: as_numpy(a, where, name) for name, a in given.items()}
-        for name, a in w.items():
-            if a.dtype != DTYPES[name] or not hasattr(given[name], "dtype"):
-                raise DTypeError(
-                    f"{where}: {name} has dtype {a.dtype}; accepted: an array of {DTYPES[name]}."
-                )
-        if len({is_torch(a) for a in given.values()}) > 1:
-            raise DTypeError(
-                f"{where}: arrays of NumPy and of torch; accepted: one kind. Use IntWeight.pack."
-            )
+        put("bits", checked_bits(where, self.bits))
+        put("group_size", checked_group(where, self.group_size))
+        w = checked_arrays(where, self, DTYPES, ("packed", "scale"))
         packed = w["packed"]
         if self.shape is None and self.bits != 8:
             raise FormatError(f"{where}: shape is None; accepted with {self.bits} bits: (N, K).")
         put("shape", checked_shape(where, packed.shape if self.shape is None else self.shape))
         n, k = self.matrix_shape
-        if packed.shape != (n, row_bytes(k, self.bits)):
-            raise FormatError(
-                f"{where}: packed has shape {packed.shape}; shape {self.shape} with {self.bits} bits needs "
-                f"{(n, row_bytes(k, self.bits))}."
-            )
+        check_packed(where, packed, self.shape, self.bits)
         check_scale(where, "scale", w["scale"], n, k, self.group_size)
         if "zero_point" in w:
             self._check_zero_point(where, w["zero_point"], w["scale"].shape)
@@ -154,13 +149,8 @@ class IntWeight(WeightFormat):
             FormatError, UnsupportedError: see the class.
         """
         where = "IntWeight.quantize"
-        bits, group_size = _checked_bits(where, bits), _checked_group(where, group_size)
-        if not isinstance(granularity, str) or granularity not in ("channel", "tensor"):
-            raise ArgumentError(f"{where}: granularity is {granularity!r}; accepted: 'channel', 'tensor'.")
-        if granularity == "tensor" and group_size is not None:
-            raise ArgumentError(
-                f"{where}: granularity is 'tensor' with group_size={group_size}; accepted: 'channel'."
-            )
+        bits, group_size = checked_bits(where, bits), checked_group(where, group_size)
+        check_granularity(where, granularity, group_size)
         if not isinstance(symmetric, bool | np.bool_):
             raise ArgumentError(f"{where}: symmetric is {symmetric!r}; accepted: True, False.")
         w, shape = as_matrix(W, where, input_scale)
@@ -209,27 +199,21 @@ class IntWeight(WeightFormat):
             FormatError, UnsupportedError: see the class.
         """
         where = "IntWeight.pack"
-        bits, group_size = _checked_bits(where, bits), _checked_group(where, group_size)
-        half = 2 ** (bits - 1)
-        hint = f"For unsigned codes subtract {half} from codes and zero points."
-        q = _integers(where, "codes", codes, np.int8, hint, (-half, half - 1))
-        shape = checked_shape(where, q.shape, "codes have shape")
-        q = q.reshape(shape[0], math.prod(shape[1:]))
+        bits, group_size = checked_bits(where, bits), checked_group(where, group_size)
+        q, shape = signed_codes(where, codes, bits)
         n, k = q.shape
-        s = _as_column(as_float32(scale, where, "scale"))
+        s = as_column(as_float32(scale, where, "scale"))
         check_scale(where, "scale", s, n, k, group_size)
         zp = zero_point
         if zp is not None:
-            zp = _as_column(_integers(where, "zero_point", zp, np.int16, ""))
+            zp = as_column(integers(where, "zero_point", zp, np.int16, ""))
             zp = np.full(s.shape, zp, np.int16) if zp.shape == (1, 1) else zp
         if input_scale is not None:
             input_scale = as_float32(input_scale, where, "input_scale")
         if offset is not None:
-            offset = _as_column(as_float32(offset, where, "offset"))
+            offset = as_column(as_float32(offset, where, "offset"))
             offset = np.full(s.shape, offset, np.float32) if offset.shape == (1, 1) else offset
-        packed = (
-            np.ascontiguousarray(q).view(np.uint8) if bits == 8 else pack_rows(to_unsigned(q, bits), bits)
-        )
+        packed = pack_rows(to_unsigned(q, bits), bits)
         arrays = (packed, s, zp, input_scale, offset)
         arrays = (None if a is None else np.ascontiguousarray(a) for a in arrays)
         packed, s, zp, input_scale, offset = (as_kind(a, codes) for a in arrays)
@@ -259,7 +243,7 @@ class IntWeight(WeightFormat):
             zero = -(w.scale * w.zero_point.astype(np.float32))
             offset = zero if offset is None else zero + offset
         group_size = self.group_size if self.is_grouped else None
-        return Lookup(self.bits, index, table, w.scale, offset, group_size, w.input_scale)
+        return Lookup(self.bits, index, table, w.scale, offset, group_size, self.flat_input_scale())
 
     def dense(self):
         """The class's formula: float32, shaped like the weight, each operation rounded."""
@@ -276,14 +260,6 @@ class IntWeight(WeightFormat):
         """A NumPy array shaped like scale, repeated so that it broadcasts against (N, K)."""
         return np.repeat(a, self.group_size, axis=1)[:, : self.matrix_shape[1]] if self.is_grouped else a
 
-    def numpy(self):
-        """The same weight with NumPy fields on the same memory."""
-        if not is_torch(self.packed):
-            return self
-        return replace(
-            self, **{name: as_numpy(a, "IntWeight.numpy", name) for name, a in self.arrays().items()}
-        )
-
     @cached_property
     def code_extreme(self):
         """max |code - zero_point| over all codes that ``bits`` can hold: 2**(bits - 1) without zero points."""
@@ -293,127 +269,12 @@ class IntWeight(WeightFormat):
         return max(half - 1 - int(zp.min()), half + int(zp.max()))
 
 
-def as_matrix(W, where, input_scale=None):
-    """Floats (N, K), or (O, I, kh, kw) flattened, times input_scale; and the shape that was given.
-
-    Raises:
-        ArgumentError: another number of dimensions, or a value that is not finite.
-        FormatError: an input_scale of another length.
-    """
-    w = as_float32(W, where, "W")
-    if w.ndim not in (2, 4):
-        raise ArgumentError(
-            f"{where}: W has shape {w.shape}; accepted: (N, K), out features by in features, or (O, I, kh, kw)."
-        )
-    bad = first_bad(~np.isfinite(w))
-    if bad is not None:
-        at = ", ".join(map(str, bad))
-        raise ArgumentError(f"{where}: W[{at}] is {w[bad]}; accepted: finite float32 numbers.")
-    if input_scale is not None:
-        s = as_float32(input_scale, where, "input_scale")
-        check_input_scale(where, s, w.shape[1])
-        with np.errstate(over="ignore"):
-            w = w * s.reshape(1, -1, *(1,) * (w.ndim - 2))
-    return w.reshape(w.shape[0], math.prod(w.shape[1:])), w.shape
-
-
-def groups_of(w, size):
-    """(N, K) as (N, ceil(K / size), size), zeros after the end of a short last group."""
-    n, k = w.shape
-    count = max(1, -(-k // size))
-    if k == count * size:
-        return w.reshape(n, count, size)
-    out = np.zeros((n, count * size), w.dtype)
-    out[:, :k] = w
-    return out.reshape(n, count, size)
-
-
-def check_input_scale(where, s, k):
-    """Refuse an input scale that is not (K,), or whose reciprocal is not a normal float32."""
-    if s.shape != (k,):
-        raise FormatError(
-            f"{where}: input_scale has shape {s.shape}; the weight has K = {k}, so it must be ({k},)."
-        )
-    bad = first_bad(~((s >= SCALE_MIN) & (s <= SCALE_MAX)))
-    if bad is not None:
-        raise FormatError(
-            f"{where}: input_scale[{bad[0]}] is {s[bad]}; accepted: between 2**-126 and 2**126. Give unused "
-            "inputs the scale 1."
-        )
-
-
-def check_scale(where, name, s, n, k, group_size=None):
-    """Refuse scales that are not one per group, channel or tensor, or not finite and >= 0."""
-    if group_size is not None and group_size < k:
-        count = -(-k // group_size)
-        if s.shape != (n, count):
-            raise FormatError(
-                f"{where}: {name} has shape {s.shape}; codes are ({n}, {k}) with group_size={group_size}, so {name} "
-                f"must be ({n}, {count}). If K is not a multiple of group_size the last group is short: use ceil(K / "
-                "group_size)."
-            )
-    elif s.shape not in ((n, 1), (1, 1)):
-        raise FormatError(
-            f"{where}: {name} has shape {s.shape}; the codes are ({n}, {k}), so {name} must be ({n}, 1) per "
-            "channel or (1, 1) per tensor."
-        )
-    bad = first_bad(~(np.isfinite(s) & (s >= 0)))
-    if bad is not None:
-        raise FormatError(
-            f"{where}: {name}[{bad[0]}, {bad[1]}] is {s[bad]}; accepted: finite and not negative."
-        )
-
-
 def _check_offset(where, offset, shape):
     if offset.shape != shape:
         raise FormatError(f"{where}: offset has shape {offset.shape}; it must be shaped like scale, {shape}.")
     bad = first_bad(~np.isfinite(offset))
     if bad is not None:
         raise FormatError(f"{where}: offset[{bad[0]}, {bad[1]}] is {offset[bad]}; accepted: finite numbers.")
-
-
-def checked_shape(where, shape, what="shape is"):
-    """A weight's shape as a tuple of counts: (N, K) or (O, I, kh, kw)."""
-    try:
-        sizes = tuple(operator.index(d) for d in shape)
-        if len(sizes) in (2, 4) and min(sizes) >= 0:
-            return sizes
-    except (TypeError, ValueError):
-        pass
-    raise FormatError(f"{where}: {what} {shape!r}; accepted: (N, K), or (O, I, kh, kw) of a convolution.")
-
-
-def _checked_bits(where, bits):
-    if isinstance(bits, bool) or not isinstance(bits, int | np.integer) or not 2 <= bits <= 8:
-        raise UnsupportedError(f"{where}: bits is {bits!r}; accepted: 2 to 8 (1: BinaryWeight).")
-    return int(bits)
-
-
-def _checked_group(where, size):
-    if size is None:
-        return None
-    if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < LEAST_GROUP:
-        raise UnsupportedError(
-            f"{where}: group_size is {size!r}; accepted: None or an integer from {LEAST_GROUP} on."
-        )
-    return int(size)
-
-
-def _integers(where, name, x, dtype, hint, span=None):
-    a = as_numpy(x, where, name)
-    if a.dtype.kind not in "iu":
-        raise DTypeError(f"{where}: {name} has dtype {a.dtype}; accepted: integers. Round before packing.")
-    lo, hi = span or (np.iinfo(dtype).min, np.iinfo(dtype).max)
-    if a.size and (a.dtype != dtype or span) and (a.min() < lo or a.max() > hi):
-        raise FormatError(
-            f"{where}: {name} spans {a.min()}..{a.max()}; accepted: {lo}..{hi}. {hint}".rstrip()
-        )
-    return a.astype(dtype, copy=False)
-
-
-def _as_column(a):
-    """A number as (1, 1), a vector (N,) as (N, 1)."""
-    return a.reshape(-1, 1) if a.ndim < 2 else a
 
 
 def _int8(a):

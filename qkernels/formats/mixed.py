@@ -9,7 +9,16 @@ from .._arrays import as_float32, as_kind, as_numpy, first_bad, is_torch
 from ..errors import ArgumentError, DTypeError, FormatError
 from .base import WeightFormat
 from .bits import pack_rows, row_bytes, to_signed, to_unsigned, unpack_rows
-from .int import INT32_MAX, TINY, as_matrix, check_input_scale, check_scale, checked_shape
+from .checks import (
+    TINY,
+    as_matrix,
+    check_input_scale,
+    check_scale,
+    checked_arrays,
+    checked_shape,
+)
+from .int import INT32_MAX
+from .lookup import Lookup
 
 DTYPES = {"packed": "uint8", "row_bits": "uint8", "scale": "float32", "input_scale": "float32"}
 LEAST, MOST = 2, 8
@@ -46,17 +55,7 @@ class MixedIntWeight(WeightFormat):
 
     def __post_init__(self):
         where, put = "MixedIntWeight", lambda name, value: object.__setattr__(self, name, value)
-        given = {name: getattr(self, name) for name in DTYPES if getattr(self, name) is not None}
-        if missing := [n for n in ("packed", "row_bits", "scale") if n not in given]:
-            raise DTypeError(f"{where}: {missing[0]} is None; accepted: an array of {DTYPES[missing[0]]}.")
-        w = {name: as_numpy(a, where, name) for name, a in given.items()}
-        for name, a in w.items():
-            if a.dtype != DTYPES[name] or not hasattr(given[name], "dtype"):
-                raise DTypeError(
-                    f"{where}: {name} has dtype {a.dtype}; accepted: an array of {DTYPES[name]}."
-                )
-        if len({is_torch(a) for a in given.values()}) > 1:
-            raise DTypeError(f"{where}: arrays of NumPy and of torch; accepted: one kind.")
+        w = checked_arrays(where, self, DTYPES, ("packed", "row_bits", "scale"))
         put("shape", checked_shape(where, self.shape))
         n, k = self.matrix_shape
         bits = w["row_bits"]
@@ -177,6 +176,13 @@ class MixedIntWeight(WeightFormat):
             at += size
         return as_kind(out, self.packed)
 
+    def lookup(self):
+        """As the float core reads it: all rows as wide as the widest, index the low bits of a code."""
+        w, bits = self.numpy(), self.bits
+        table = to_signed(np.arange(2**bits, dtype=np.uint8), bits).astype(np.float32)[None]
+        index = to_unsigned(w.codes(), bits)
+        return Lookup(bits, index, table, w.scale, input_scale=self.flat_input_scale())
+
     def dense(self):
         """``scale * code / input_scale``: float32, shaped like the weight, each operation rounded."""
         w = self.numpy()
@@ -187,10 +193,6 @@ class MixedIntWeight(WeightFormat):
 
     def per_code(self, a):
         return a
-
-    def numpy(self):
-        """The same weight with NumPy fields on the same memory."""
-        return self if not is_torch(self.packed) else self._map(lambda name, a: as_numpy(a, "numpy", name))
 
     def _like(self, other):
         return self._map(lambda name, a: as_kind(a, other))

@@ -1,14 +1,13 @@
 """What the formats of single bits, BinaryWeight and TernaryWeight, have in common."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 
-from .._arrays import as_float32, as_kind, as_numpy, first_bad, is_torch
+from .._arrays import as_float32, as_kind, as_numpy, first_bad
 from ..errors import ArgumentError, DTypeError, FormatError
 from .base import WeightFormat
-from .int import checked_shape
+from .checks import checked_arrays, checked_shape
 
 MAX_K = 2**30 - 64  # bits of a row: accumulators and what they pass through stay in int32
 
@@ -28,16 +27,8 @@ class BitsWeight(WeightFormat):
 
     def __post_init__(self):
         where, put = type(self).__name__, lambda name, value: object.__setattr__(self, name, value)
-        given = {name: getattr(self, name) for name in (*self.planes, "alpha")}
         dtypes = {**dict.fromkeys(self.planes, "uint8"), "alpha": "float32"}
-        arrays = {}
-        for name, a in given.items():
-            arrays[name] = as_numpy(a, where, name) if a is not None else None
-            if a is None or arrays[name].dtype != dtypes[name] or not hasattr(a, "dtype"):
-                got = "None" if a is None else f"of dtype {arrays[name].dtype}"
-                raise DTypeError(f"{where}: {name} is {got}; accepted: an array or tensor of {dtypes[name]}.")
-        if len({is_torch(a) for a in given.values()}) > 1:
-            raise DTypeError(f"{where}: arrays of NumPy and of torch; accepted: one kind. Use {where}.pack.")
+        arrays = checked_arrays(where, self, dtypes, dtypes)
         put("shape", checked_shape(where, self.shape))
         n, k = self.matrix_shape
         check_length(where, k)
@@ -63,13 +54,6 @@ class BitsWeight(WeightFormat):
         """``alpha * code``: float32, shaped like the weight."""
         w = self.numpy()
         return as_kind((w.codes() * w.scale).reshape(self.shape), self.packed)
-
-    def numpy(self):
-        """The same weight with NumPy fields on the same memory."""
-        if not is_torch(self.packed):
-            return self
-        arrays = {name: as_numpy(a, type(self).__name__, name) for name, a in self.arrays().items()}
-        return replace(self, **arrays)
 
 
 def check_length(where, k):

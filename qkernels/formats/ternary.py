@@ -6,6 +6,8 @@ import numpy as np
 
 from .._arrays import as_kind, as_numpy, first_bad
 from ..errors import FormatError
+from .bits import to_unsigned
+from .lookup import Lookup
 from .planes import BitsWeight, alpha_vector, code_matrix, float_matrix, pack_bits, unpack_bits
 
 
@@ -92,3 +94,8 @@ class TernaryWeight(BitsWeight):
         w, k = self.numpy(), self.matrix_shape[1]
         plus, there = (unpack_bits(a, k).astype(np.int8) for a in (w.packed, w.nonzero))
         return as_kind(plus * np.int8(2) - there, self.packed)
+
+    def lookup(self):
+        """As the float core reads it: index 0, 1 and 3 for 0, +1 and -1 (two's complement; 2 is 0, too)."""
+        w = self.numpy()
+        return Lookup(2, to_unsigned(w.codes(), 2), np.array([[0, 1, 0, -1]], np.float32), w.scale)
