@@ -488,6 +488,78 @@ def test_compressed_tensors_per_tensor(rng):
     assert_same(w.dense(), IntQuantizationCompressor.decompress(dict(state), scheme)["weight"])
 
 
+# bitsandbytes
+
+# Its wheel is 43 MB of CUDA libraries, so it is no requirement of these tests: version 0.50.2's quantize_4bit and
+# dequantize_4bit gave the same bits for nf4 and fp4, blocks of 64 and 128, nested or not. Here the layout is read
+# weight by weight.
+NORMAL = qk.CodebookWeight.quantize(np.ones((1, 64)), codebook="nf4").codebook[0]
+BNB = [(1, 64, 64), (5, 128, 32), (7, 384, 128), (40, 256, 64)]
+
+
+def bnb_layer(rng, shape, nested):
+    n, k, size = shape
+    blocks = n * k // size
+    layer = {
+        "weight": rng.integers(0, 256, (n * k // 2, 1)).astype(np.uint8),
+        "quant_map": rng.permutation(NORMAL),
+    }
+    layer |= {"absmax": rng.uniform(0, 4, blocks).astype(np.float32), "shape": (n, k), "block_size": size}
+    if nested:
+        layer["absmax"] = rng.integers(0, 256, blocks).astype(np.uint8)
+        layer["nested_absmax"] = rng.uniform(0.1, 1, -(-blocks // 256)).astype(np.float32)
+        layer["nested_quant_map"] = np.linspace(-0.9, 1, 256, dtype=np.float32)
+        layer["nested_offset"] = 0.95
+    return layer
+
+
+@pytest.mark.parametrize("shape", BNB, ids=str)
+@pytest.mark.parametrize("nested", [False, True])
+@each_kind_of_array
+def test_bitsandbytes_weight_by_weight(shape, nested, like, rng):
+    layer = bnb_layer(rng, shape, nested)
+    n, k, size = shape
+    expected = np.empty(n * k, np.float32)
+    for i in range(n * k):
+        code = layer["weight"][i // 2, 0] >> (0 if i % 2 else 4) & 15
+        s = layer["absmax"][i // size]
+        if nested:
+            s = layer["nested_quant_map"][s] * layer["nested_absmax"][i // size // 256] + np.float32(0.95)
+        expected[i] = layer["quant_map"][code] * s
+    arrays = {name: like(a) if hasattr(a, "dtype") else a for name, a in layer.items()}
+    w = interop.from_bitsandbytes(**arrays)
+    assert isinstance(w, qk.CodebookWeight) and type(w.packed) is type(arrays["weight"])
+    assert_same(np.asarray(w.dense()), expected.reshape(n, k))
+    if not nested:
+        assert_equal_arrays(interop.to_bitsandbytes(w), arrays)
+
+
+def test_bitsandbytes_refusals(rng):
+    layer = bnb_layer(rng, (5, 128, 32), True)
+    for change, error, said in (
+        ({"block_size": 48}, qk.ArgumentError, "block_size is 48; accepted: 32, 64"),
+        ({"shape": (10, 64), "block_size": 128}, qk.UnsupportedError, "no block runs over the end of a row"),
+        ({"shape": (6, 128)}, qk.FormatError, "weight has 320 bytes; shape .* needs 384"),
+        ({"nested_absmax": None}, qk.DTypeError, "double quantization"),
+        ({"nested_offset": -9.0}, qk.FormatError, "absmax of row 0, block 0 is -.*; accepted: 0 or more"),
+        ({"nested_offset": "a"}, qk.DTypeError, "nested_offset"),
+        ({"quant_map": np.ones(8, np.float32)}, qk.FormatError, "quant_map has shape"),
+    ):
+        with pytest.raises(error, match=said):
+            interop.from_bitsandbytes(**{**layer, **change})
+    W = rng.standard_normal((4, 96)).astype(np.float32)
+    for w, said in (
+        (qk.CodebookWeight.quantize(W, 3), "3 bits"),
+        (qk.CodebookWeight.quantize(W, 4, granularity="channel"), "4 tables"),
+        (qk.CodebookWeight.quantize(W, codebook="nf4", group_size=48), "K = 96 in groups of 48"),
+        (qk.CodebookWeight.quantize(W, codebook="nf4"), "K = 96 in groups of 64"),
+    ):
+        with pytest.raises(qk.UnsupportedError, match=said):
+            interop.to_bitsandbytes(w)
+    with pytest.raises(qk.DTypeError, match="w is a IntWeight"):
+        interop.to_bitsandbytes(qk.IntWeight.quantize(W, 4))
+
+
 # refusals
 
 
@@ -567,6 +639,7 @@ def cases(rng):
         (interop.from_gguf, {"data": gguf_blocks(rng, (2, 64), "Q5_1"), "kind": "Q5_1"}),
         (interop.from_pack_quantized, {**state, "bits": 4, "group_size": 32}),
         (interop.from_int_quantized, {**wide, "group_size": 32}),
+        (interop.from_bitsandbytes, bnb_layer(rng, (5, 128, 32), True)),
     ]
 
 
@@ -599,7 +672,7 @@ def mutated(rng, a):
         return changes[rng.integers(len(changes))]()
 
 
-@pytest.mark.parametrize("case", range(8))
+@pytest.mark.parametrize("case", range(9))
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_importers_refuse_what_they_cannot_read(case, rng):
     refused = 0
@@ -615,7 +688,7 @@ def test_importers_refuse_what_they_cannot_read(case, rng):
             assert len(str(e)) > 20
             continue
         w = w[0] if isinstance(w, tuple) else w
-        assert isinstance(w, qk.IntWeight) and tuple(w.dense().shape) == w.shape
+        assert isinstance(w, qk.IntWeight | qk.CodebookWeight) and tuple(w.dense().shape) == w.shape
     assert refused > 100
 
 
@@ -630,7 +703,11 @@ def test_exporters_refuse_what_they_cannot_write(rng):
     ]
     weights += [qk.MixedIntWeight.quantize(W), qk.BinaryWeight.quantize(W), None, W]
     exporters = [interop.to_gptq, interop.to_awq, interop.to_matmul_nbits, interop.to_gguf]
-    exporters += [interop.to_pack_quantized, interop.to_int_quantized]
+    exporters += [interop.to_pack_quantized, interop.to_int_quantized, interop.to_bitsandbytes]
+    weights += [
+        qk.CodebookWeight.quantize(W, 4),
+        qk.CodebookWeight.quantize(W, codebook="nf4", group_size=32),
+    ]
     kinds = [*KINDS, None, "Q2_K", 3, gguf.GGMLQuantizationType.Q8_0]
     done = 0
     for _ in range(1500):
