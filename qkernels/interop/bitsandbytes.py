@@ -28,9 +28,9 @@ def from_bitsandbytes(
 ):
     """CodebookWeight (N, K): ``W[n, k] = quant_map[u[i]] * absmax[i // block_size]``, ``i = n * K + k`` (QuantState).
 
-    Layout: code i of the flattened matrix is in byte i // 2, even i in the high nibble. With double quantization
-    absmax is itself uint8: ``nested_quant_map[absmax[j]] * nested_absmax[j // 256] + nested_offset``, each operation rounded to
-    float32.
+    Layout: code i of the flattened matrix is in byte i // 2, even i in the high nibble. With double quantization absmax
+    is uint8 and stands for ``nested_quant_map[absmax[j]] * nested_absmax[j // 256] + nested_offset``, each operation
+    rounded to float32.
 
     Exact. The codebook is the quant_map of the checkpoint, NF4 or FP4, in its order.
 
