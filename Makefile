@@ -59,8 +59,9 @@ $(VENV)/.demo: requirements/demo.txt requirements/demo-data.txt $(VENV)/.torch
 	$(PIP) --no-deps -r requirements/demo-data.txt
 	touch $@
 
-$(VENV)/.test: requirements/test.txt $(VENV)/.torch
+$(VENV)/.test: requirements/test.txt requirements/test-files.txt $(VENV)/.torch
 	$(PIP) -r requirements/test.txt
+	$(PIP) --no-deps -r requirements/test-files.txt
 	touch $@
 
 # Editable: Python files are used where they are; the extension is rebuilt when a source of it changed.

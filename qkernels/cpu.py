@@ -7,6 +7,7 @@ import numpy as np
 from . import _native
 from ._arrays import as_numpy, is_torch
 from .errors import ArgumentError, UnsupportedError
+from .formats.base import check_integer
 from .formats.operand import TableOperand, integer_operand, why_no_integers
 from .reference.quantize import power_table
 from .registry import ISAS, num_threads
@@ -36,6 +37,7 @@ def dtype_name(x):
 
 def packed_tensor(w):
     """The compute layout of a weight (csrc/common/gemm_layout.h) as a fresh 64-byte aligned uint8 array."""
+    check_integer("linear", w)
     reason = why_no_integers(w)
     if reason is not None:
         raise UnsupportedError(f"{type(w).__name__}: {reason}.")

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import tomllib
 
 import qkernels as qk
 
@@ -97,6 +98,12 @@ def test_triton_kernels_are_a_subpackage():
 
     assert "triton" in qkernels.triton_kernels.__doc__.lower()
     assert python("import qkernels.triton_kernels, sys; print('triton' in sys.modules)") == "False"
+
+
+def test_every_package_is_in_the_wheel():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "qkernels").rglob("__init__.py")}
+    assert found <= set(listed)
 
 
 def test_public_names():
