@@ -79,8 +79,9 @@ def load(threads: int, problem: str):
 
         return build
 
-    def int4(group_of_activations):
-        """u4 weights with zero point 8, as NNCF exports them; the plugin quantizes the activations in groups."""
+    def int4(group_of_activations, precision: str = "f32"):
+        """u4 weights with zero point 8, as NNCF exports them; the plugin quantizes the activations in groups, or,
+        where those are of size 0, multiplies in ``precision``."""
 
         def build(p: Int4Linear, copies: int) -> Built:
             group = p.group or p.K
@@ -97,7 +98,7 @@ def load(threads: int, problem: str):
                 return op.matmul(x, op.convert(op.reshape(w, shape, False), "f32"), False, True)
 
             size = group_of_activations(group)
-            return run(p, copies, layer, "f32", p.reference(), DYNAMIC_QUANTIZATION_GROUP_SIZE=size)
+            return run(p, copies, layer, precision, p.reference(), DYNAMIC_QUANTIZATION_GROUP_SIZE=size)
 
         return build
 
@@ -143,6 +144,16 @@ def load(threads: int, problem: str):
             Variant(
                 "openvino int4, activations in groups of the weight", "w4", int4(lambda g: g), "dynamic", 0.5
             ),
+        ],
+        "w4a16": [
+            Variant(
+                "openvino int4, bf16 inside, f32->f32",
+                "w4a16_f32",
+                int4(lambda _: 0, "bf16"),
+                "weight_only",
+                0.5,
+            ),
+            Variant("openvino int4 f32->f32", "w4a16_f32", int4(lambda _: 0), "weight_only", 0.5),
         ],
         "conv": [Variant("openvino int8 convolution u8->u8", "conv", conv, "codes_out")],
     }[problem]
