@@ -43,7 +43,8 @@ SHAPES = [(384, 1536), (768, 3072), (4096, 4096), (4096, 11008)]
 def rows(quick):
     found = []
     for kernel in registry.kernels():
-        if kernel.format == "IntWeight" and kernel.op == "linear" and is_fastest(kernel):
+        kind = kernel.format, kernel.op, kernel.core
+        if kind == ("IntWeight", "linear", "gemm") and is_fastest(kernel):
             shapes = SHAPES[::2] if quick else SHAPES
             found += [
                 Row(kernel, m, k, n, mode, threads, v)
