@@ -8,7 +8,7 @@ arguments are tensors and numbers only.
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from . import _native, cpu, cpu_binary
+from . import _native, cpu, cpu_binary, cpu_float
 from .cpu import ACTIVATIONS, FLOATS
 from .errors import ArgumentError, UnsupportedError
 from .formats import BinaryWeight, TernaryWeight, WeightFormat
@@ -118,11 +118,14 @@ def linear_packed(x, packed, bias, n, input_quant, activation, out_dtype):
 
 def linear(x, w, bias, activation, input_quant, compute_dtype, out_dtype, backend):
     """``qkernels.linear`` under torch.compile. The operator checks the rest when it runs."""
-    if input_quant is None or backend not in (None, "cpu") or compute_dtype is not None:
+    if backend not in (None, "cpu"):
+        raise UnsupportedError(f"linear: backend is {backend!r} under torch.compile; accepted: None, 'cpu'.")
+    if compute_dtype not in (None, "float32") or (compute_dtype and input_quant is not None):
         raise UnsupportedError(
-            "linear: under torch.compile an input_quant is needed, and backend and compute_dtype must be None."
+            f"linear: compute_dtype is {compute_dtype!r} under torch.compile; accepted: None, or 'float32' without an "
+            "input_quant."
         )
-    if input_quant.granularity == "channel" and input_quant.scale is not None:
+    if input_quant is not None and input_quant.granularity == "channel" and input_quant.scale is not None:
         raise UnsupportedError("linear: under torch.compile the scale of granularity 'channel' must be None.")
     if x.dim() < 1 or x.shape[-1] != w.shape[1]:
         raise ArgumentError(
@@ -133,6 +136,10 @@ def linear(x, w, bias, activation, input_quant, compute_dtype, out_dtype, backen
         raise ArgumentError(
             f"linear: activation is {activation!r}; accepted: None, 'relu', 'relu6', 'gelu', 'silu'."
         )
+    if input_quant is None:
+        w._ready_to_trace_floats()
+        exact = compute_dtype == "float32"
+        return linear_float_packed(x, w._packed_floats, bias, w.shape[0], exact, activation, out_dtype)
     if input_quant.bits == 1:
         w._ready_to_trace_signs()
         return linear_signs_packed(x, w._packed_signs, bias, w.shape[0], input_quant, activation, out_dtype)
@@ -193,6 +200,57 @@ def linear_signs_packed(x, packed, bias, n, input_quant, activation, out_dtype):
     scale = input_quant.scale if mode == 2 else 1.0
     number, out_dtype = ACTIVATIONS[activation], out_dtype or x.dtype
     return torch.ops.qkernels.linear_signs(x, packed, bias, n, mode, scale, number, out_dtype)
+
+
+# ---- floats: linear without an input_quant, as above with the block of the float core -------------------------
+
+_library.define(
+    "linear_float(Tensor x, Tensor packed, Tensor? bias, int out_features, bool exact, int activation, "
+    "ScalarType out_dtype) -> Tensor"
+)
+
+
+def _linear_float(x, packed, bias, out_features, exact, activation, out_dtype):
+    def plan_of(block):
+        types = _FLOAT_DTYPES[x.dtype], _FLOAT_DTYPES[out_dtype]
+        return _native.FloatPlan(block, ISAS[current_isa()][0], exact, *types, activation)
+
+    op, kind = "qkernels::linear_float", _native.PackedFloat
+    return _linear(op, x, packed, bias, out_features, out_dtype, kind, plan_of, cpu.refuse_row)
+
+
+@torch.library.register_fake("qkernels::linear_float", lib=_library)
+def _(x, packed, bias, out_features, exact, activation, out_dtype):
+    return x.new_empty((*x.shape[:-1], out_features), dtype=out_dtype)
+
+
+_library.impl("linear_float", _linear_float, "CPU")
+_library.impl("linear_float", torch.library.fallthrough_kernel, "Autograd")
+
+
+def layout_of_floats(w):
+    """The prepacked block of the float core as a tensor, on the memory that eager calls use; made once."""
+    block = w.__dict__.get("_packed_floats")
+    if block is None:
+        with _disable_current_modes():
+            cpu_float.packed(w)
+            block = w.__dict__["_packed_floats"] = torch.from_numpy(w.__dict__["_block_float"])
+    return block
+
+
+def _ready_to_trace_floats(self):
+    layout_of_floats(self)
+    return True
+
+
+_ready_to_trace_floats._dynamo_marked_constant = True
+WeightFormat._ready_to_trace_floats = _ready_to_trace_floats
+
+
+def linear_float_packed(x, packed, bias, n, exact, activation, out_dtype):
+    """``linear`` without an input_quant on a prepacked block."""
+    number, out_dtype = ACTIVATIONS[activation], out_dtype or x.dtype
+    return torch.ops.qkernels.linear_float(x, packed, bias, n, exact, number, out_dtype)
 
 
 assert set(FLOATS) == {"float32", "bfloat16", "float16"}

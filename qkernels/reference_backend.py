@@ -29,7 +29,7 @@ def linear(r):
     if q is not None and q.bits == 1:
         return linear_signs(r)
     if q is None:
-        y = reference.linear_float(_rows(r), w, bias, act)
+        y = reference.linear_float(_rows(r), w, bias, act, compute_dtype=r.options["compute_dtype"])
     else:
         y = reference.linear_int(_rows(r), w, q, bias, act)
     return _result(r, y, r.out_name)

@@ -56,6 +56,7 @@ struct RequantArrays {
 void bind_machine(py::module_& m);      // machine.cpp
 void bind_elementwise(py::module_& m);  // elementwise.cpp
 void bind_gemm(py::module_& m);         // gemm.cpp
+void bind_gemm_float(py::module_& m);   // gemm_float.cpp
 void bind_integer(py::module_& m);      // integer.cpp
 void bind_binary(py::module_& m);       // binary.cpp
 void bind_conv(py::module_& m);         // conv.cpp

@@ -6,6 +6,7 @@ PYBIND11_MODULE(_native, m) {
     bind_machine(m);
     bind_elementwise(m);
     bind_gemm(m);
+    bind_gemm_float(m);
     bind_integer(m);
     bind_binary(m);
     bind_conv(m);

@@ -9,7 +9,7 @@ namespace qk {
 namespace {
 
 struct Features {
-    bool avx2 = false, avx512vnni = false, avx512vpopcntdq = false;
+    bool avx2 = false, avx512vnni = false, avx512vpopcntdq = false, avx512bf16 = false;
 
     Features() {
         unsigned a = 0, b = 0, c = 0, d = 0;
@@ -25,6 +25,8 @@ struct Features {
         avx512vnni = avx2 && zmm && (b & base) == base && (c & bit_AVX512VNNI);
         // Every processor with the one has the other (Ice Lake, Zen 4 and later); a hypervisor may hide either.
         avx512vpopcntdq = avx512vnni && (c & bit_AVX512VPOPCNTDQ) && (c & bit_AVX512VBMI);
+        if (!__get_cpuid_count(7, 1, &a, &b, &c, &d)) return;
+        avx512bf16 = avx512vpopcntdq && (a & bit_AVX512BF16);
     }
 };
 
@@ -41,6 +43,7 @@ bool supported(Isa isa) {
         case Isa::avx2: return features().avx2;
         case Isa::avx512vnni: return features().avx512vnni;
         case Isa::avx512vpopcntdq: return features().avx512vpopcntdq;
+        case Isa::avx512bf16: return features().avx512bf16;
     }
     return false;
 }
@@ -53,6 +56,7 @@ Isa best_isa() {
 
 const Kernels& kernels(Isa isa) {
     switch (isa) {
+        case Isa::avx512bf16:
         case Isa::avx512vpopcntdq:
         case Isa::avx512vnni: return kernels_avx512vnni();
         case Isa::avx2: return kernels_avx2();

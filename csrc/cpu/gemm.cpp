@@ -1,19 +1,12 @@
-// Loops around the register tile.
-//
-//   for each chunk of rows whose codes stay in L2
-//     for each panel of 64 output channels (a thread's own range, then whatever others have left)
-//       for each block of k (one unless k > kBlockK: the panel must stay in L2 while all rows pass over it)
-//         for each group of up to MR rows: micro kernel -> tile in L1 -> patches -> epilogue -> output
-//
-// The panel is read from memory once: the first group of rows pulls it in, the others find it in L2, and while they
-// compute they prefetch the panel that comes next. Rows of activation codes are quantized (or offset) once, up front.
+// The integer core: activation codes are quantized (or offset) once, up front; gemm_loops.h goes over rows and panels,
+// gemm_driver.cpp over k and the rows of a panel: micro kernel -> tile in L1 -> patches -> epilogue -> output.
 #include "gemm.h"
 
 #include <atomic>
 #include <cstring>
 
 #include "gemm_driver.h"
-#include "parallel.h"
+#include "gemm_loops.h"
 #include "quantize.h"
 #include "scratch.h"
 
@@ -21,59 +14,19 @@ namespace qk {
 
 namespace {
 
-constexpr int64_t kSuperRows = 4 << 20;         // bytes of codes that one pass over the weight serves
-constexpr int64_t kRowBytes = 512 << 10;        // codes that stay in L2 beside two panels
-constexpr int64_t kSharedWeight = 1 << 20;      // a weight that every core may keep in its own L2
-constexpr int64_t kPrepareTogether = 16 << 10;  // codes that one thread makes before two have met
+constexpr int64_t kSuperRows = 4 << 20;  // bytes of codes that one pass over the weight serves
 
-// Threads that the work repays. A region costs a microsecond when the cores are free, and as much again until the other
-// core has the activations, so each thread must find about six to do. The two rates (products and bytes a nanosecond)
-// only need to be right within a factor of two.
 int threads_for(const GemmHeader& h, int64_t m, int threads) {
-    const double ns = std::max(static_cast<double>(m) * h.n_pad * h.k_pad / 300.0, h.code_bytes() / 60.0);
-    return static_cast<int>(std::clamp<double>(ns / 6000.0, 1.0, std::max(threads, 1)));
+    return threads_worth(std::max(static_cast<double>(m) * h.n_pad * h.k_pad / 300.0, h.code_bytes() / 60.0), threads);
 }
 
-// Rows that are prepared and computed together: their codes stay in L2, and their partial sums on the stack.
-int64_t chunk_rows(const GemmHeader& h, int64_t m) {
-    const int64_t most =
-        h.k_pad > kBlockK ? kTileRows : std::max<int64_t>(48, kRowBytes / std::max<int64_t>(h.k_pad, 1));
-    return ceil_div(m, std::max<int64_t>(1, ceil_div(m, most)));
-}
-
-// prepare(begin, end) makes the codes of those rows; it runs before they are used, on any thread.
+// prepare(begin, end) makes the codes of those rows.
 template <class Prepare>
 void run(const Problem& p, int threads, Prepare prepare) {
     const GemmHeader& h = *p.w.header;
-    const int64_t panels = h.panels();
-    // A weight that each core's L2 holds: split the rows, so that codes never travel between cores and nothing waits.
-    const bool by_rows = h.n_pad * h.k_pad <= kSharedWeight && p.m >= 12 * threads;
-    if (threads == 1 || by_rows) {
-        const int64_t rows = chunk_rows(h, threads == 1 ? p.m : ceil_div(p.m, 2 * threads));
-        parallel_for(threads, ceil_div(p.m, rows), [&](int64_t unit) {
-            const int64_t begin = unit * rows, end = std::min(p.m, begin + rows);
-            prepare(begin, end);
-            for (int64_t panel = 0; panel < panels; ++panel) run_panel(p, panel, begin, end);
-        });
-        return;
-    }
-    // Else split the panels, all rows over each, and the rows too where there are few panels.
-    const int64_t wanted =
-        std::min(ceil_div(4 * threads, std::max<int64_t>(panels, 1)), std::max<int64_t>(p.m / 12, 1));
-    const int64_t rows = std::min(chunk_rows(h, p.m), ceil_div(p.m, wanted));
-    const bool together = p.m * h.k > kPrepareTogether;
-    if (!together) prepare(0, p.m);
-    WorkRanges preparations(ceil_div(p.m, 4), threads), units(panels * ceil_div(p.m, rows), threads);
-    on_threads(threads, [&](int thread) {
-        if (together) {
-            preparations.run(thread, [&](int64_t u) { prepare(u * 4, std::min(p.m, u * 4 + 4)); });
-            team_barrier();
-        }
-        units.run(thread, [&](int64_t u) {
-            const int64_t begin = u / panels * rows;
-            run_panel(p, u % panels, begin, std::min(p.m, begin + rows));
-        });
-    });
+    const LoopShape shape{p.m, h.panels(), h.k_pad, h.n_pad * h.k_pad, h.k_pad > kBlockK ? kTileRows : rows_in_cache(h.k_pad)};
+    over_panels(shape, threads, prepare,
+                [&](int64_t panel, int64_t begin, int64_t end) { run_panel(p, panel, begin, end); });
 }
 
 // Row pitch of codes: whole cache lines plus one, so that rows do not fall into the same cache sets.

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "gemm_loops.h"
 #include "scratch.h"
 
 namespace qk {
@@ -13,42 +14,21 @@ namespace {
 constexpr int64_t kStreamBytes = 5 << 10;    // 2 KB were too few (13.1 GB/s), 8 KB no better than 4
 constexpr int64_t kPrefetchBytes = 1 << 20;  // smaller weights sit in L2, where requesting costs load slots
 
-// What memory is asked for ahead of its use, in cache lines for every four k steps.
 // A panel that is decoded in registers: the code stream itself, kStreamBytes further on. The hardware's prefetcher
 // alone keeps up with int8, not with codes that take more instructions a byte (11 of 16 GB/s; 14.3 so). A panel that
 // several groups of rows pass over: the one that comes next trickles in while they compute.
-struct Ahead {
-    const char* from = nullptr;
-    int64_t lines = 0, most = 0;  // of a group of rows; of all
-    bool stream = false;
-
-    Ahead(const Problem& p, int64_t panel, int64_t rows, int64_t groups, bool in_registers) {
-        const GemmHeader& h = *p.w.header;
-        const int64_t bits = p.w.panel(panel).bits;
-        stream = in_registers && bits < 8;
-        // A single row of int8 only streams, which the hardware foresees; more rows compute long enough.
-        if (!stream && (rows <= 1 || panel + 1 >= h.panels() || h.code_bytes() <= kPrefetchBytes)) return;
-        if (p.pointers != nullptr) return;
-        from = reinterpret_cast<const char*>(stream ? p.w.codes(panel) + kStreamBytes : p.w.codes(panel + 1));
-        most = step_bytes(stream ? bits : p.w.panel(panel + 1).bits) / 16;
-        lines = ceil_div(most, groups);
-    }
-    template <class Args>
-    void request(Args& args, int64_t group, int64_t first_step) const {
-        args.lines = static_cast<int>(std::clamp<int64_t>(most - group * lines, 0, lines));
-        args.ahead = from + (first_step / 4 * most + group * lines * (args.steps / 4)) * 64;
-    }
-};
-
-// Groups of rows of even size: 16 rows are 6 + 5 + 5, not 6 + 6 + 4. body(group, first row, count)
-template <class Body>
-void each_group(int64_t begin, int64_t end, int64_t groups, Body body) {
-    int64_t row = begin;
-    for (int64_t g = 0; g < groups; ++g) {
-        const int rows = static_cast<int>((end - row + groups - g - 1) / (groups - g));
-        body(g, row, rows);
-        row += rows;
-    }
+Ahead ahead_of(const Problem& p, int64_t panel, int64_t rows, int64_t groups, bool in_registers) {
+    const GemmHeader& h = *p.w.header;
+    const int64_t bits = p.w.panel(panel).bits;
+    const bool stream = in_registers && bits < 8;
+    Ahead ahead;
+    // A single row of int8 only streams, which the hardware foresees; more rows compute long enough.
+    if (!stream && (rows <= 1 || panel + 1 >= h.panels() || h.code_bytes() <= kPrefetchBytes)) return ahead;
+    if (p.pointers != nullptr) return ahead;
+    ahead.from = reinterpret_cast<const char*>(stream ? p.w.codes(panel) + kStreamBytes : p.w.codes(panel + 1));
+    ahead.most = step_bytes(stream ? bits : p.w.panel(panel + 1).bits) / 16;
+    ahead.over(groups);
+    return ahead;
 }
 
 // A block of k: steps [step, step + steps) of a contiguous row, or whole segments.
@@ -72,7 +52,7 @@ void run_channels(const Problem& p, int64_t panel, int64_t begin, int64_t end, i
     const MicroFn* packed = p.isa.micro[bits];
     const bool decode = bits < 8 && (groups > 1 || packed[end - begin] == nullptr);
     const MicroFn* micro = decode ? p.isa.micro[8] : packed;
-    const Ahead ahead(p, panel, end - begin, groups, !decode);
+    const Ahead ahead = ahead_of(p, panel, end - begin, groups, !decode);
     alignas(64) int32_t tiles[kTileRows * kPanelN];
 
     for (int64_t b = 0; b < blocks; ++b) {
@@ -102,7 +82,7 @@ void run_channels(const Problem& p, int64_t panel, int64_t begin, int64_t end, i
             args.rows = indirect ? p.pointers + row * segments + k.segment : direct;
             args.row_step = indirect ? segments : 1;
             args.tile = tiles + (blocks > 1 ? (row - begin) * kPanelN : 0);
-            if (ahead.from != nullptr) ahead.request(args, g, first);
+            ahead.request(args, g, first);
             micro[rows](args);
             if (b == blocks - 1) finish(p, args.tile, row, rows, n0, cols);
         });
@@ -119,7 +99,7 @@ void run_groups(const Problem& p, int64_t panel, int64_t begin, int64_t end, int
     const bool decode = bits == 8 || !fits || !h.exact_padding;
     const GroupFn* micro = p.isa.group[decode ? 8 : bits];
     const int64_t groups = decode ? ceil_div(rows_all, p.isa.mr) : 1;
-    const Ahead ahead(p, panel, rows_all, groups, !decode);
+    const Ahead ahead = ahead_of(p, panel, rows_all, groups, !decode);
     alignas(64) float tiles[kTileRows * kPanelN];
 
     for (int64_t b = 0; b < blocks; ++b) {
@@ -154,7 +134,7 @@ void run_groups(const Problem& p, int64_t panel, int64_t begin, int64_t end, int
             for (int r = 0; r < rows; ++r) direct[r] = p.a + (row + r) * p.lda + first * kStepK;
             args.rows = direct;
             args.tile = tiles + (blocks > 1 ? (row - begin) * kPanelN : 0);
-            if (ahead.from != nullptr) ahead.request(args, g, first);
+            ahead.request(args, g, first);
             if (b == 0) std::fill_n(args.tile, rows * kPanelN, 0.0f);
             micro[rows](args);
             if (b == blocks - 1) p.store(p.epilogue, args.tile, row, rows, panel * kPanelN, cols);

@@ -19,6 +19,8 @@ from .request import (
     name_of_dtype,
 )
 
+COMPUTE_DTYPES = (None, "float32", "bfloat16")
+
 
 def linear(
     x,
@@ -39,7 +41,11 @@ def linear(
 
     The codes and acc are exact, and every float32 operation rounds once in this order, so results without
     activation, with "relu" and with "relu6" are bit-identical on every ISA; "gelu" (erf form) and "silu" agree within
-    1e-6 + 2e-6 * |y|. Without an ``input_quant`` activations stay floats (weight-only; reference speed so far).
+    1e-6 + 2e-6 * |y|.
+
+    Without an ``input_quant`` activations stay floats (weight-only): ``y = act(sum_k x[m, k] * W[n, k] + bias[n])``, W
+    what ``w.lookup()`` says. Sums are float32, of products of bfloat16 (both sides rounded to it, half to even) or of
+    float32; how close that is, docs/numerics.md says for each.
 
     For inference: no gradient flows through the result.
 
@@ -47,11 +53,12 @@ def linear(
 
     Args:
         x: (..., K) float32, bfloat16 or float16; torch CPU tensor or NumPy array, any strides.
-        w: IntWeight (N, K); BinaryWeight or TernaryWeight with InputQuant(bits=1).
+        w: a weight (N, K) of any format; BinaryWeight or TernaryWeight with InputQuant(bits=1).
         bias: (N,) floats, used as float32; or None.
         activation: None, "relu", "relu6", "gelu" or "silu"; with bits=1 also a DPReLU.
         input_quant: InputQuant, or None for float activations.
-        compute_dtype: weight-only calls: None or "float32".
+        compute_dtype: of the products in weight-only calls: "bfloat16", "float32", or None: bfloat16 where the CPU
+            multiplies it (AVX512-BF16), else float32.
         out_dtype: float32, bfloat16 or float16; None is the dtype of x.
         backend: None (the fastest that takes the call), "cpu" or "reference"; a named one never falls back.
 
@@ -81,12 +88,17 @@ def linear(
         if traced:
             from .. import _torch_ops
 
+            out_dtype = getattr(torch, request.out_name)
+            if input_quant is None:
+                exact = compute_dtype == "float32"
+                block = _torch_ops.layout_of_floats(w)
+                return _torch_ops.linear_float_packed(x, block, bias, w.shape[0], exact, activation, out_dtype)
             signs = input_quant.bits == 1
             block = (_torch_ops.layout_of_signs if signs else _torch_ops.layout)(w)
             run = _torch_ops.linear_signs_packed if signs else _torch_ops.linear_packed
-            return run(x, block, bias, w.shape[0], input_quant, activation, getattr(torch, request.out_name))
+            return run(x, block, bias, w.shape[0], input_quant, activation, out_dtype)
         if w.shape[1]:
-            keep_plan(request, activation, input_quant, out_dtype, backend)
+            keep_plan(request, activation, input_quant, compute_dtype, out_dtype, backend)
     return kernel.run(request)
 
 
@@ -113,8 +125,9 @@ def linear_request(
         if input_quant.granularity == "channel":
             input_quant.weight_scale(op, w.numpy().input_scale)
         check_accumulator(op, w, *input_quant.limits, input_quant.zero_point or 0)
-    elif not isinstance(compute_dtype, str | None) or compute_dtype not in (None, "float32"):
-        raise ArgumentError(f"{op}: compute_dtype is {compute_dtype!r}; accepted: None, 'float32'.")
+    elif not isinstance(compute_dtype, str | None) or compute_dtype not in COMPUTE_DTYPES:
+        accepted = ", ".join(map(repr, COMPUTE_DTYPES))
+        raise ArgumentError(f"{op}: compute_dtype is {compute_dtype!r}; accepted: {accepted}.")
     name = name_of_dtype(
         op, out_dtype, dtype_name(x), tuple(FLOATS) if is_torch(x) else ("float32", "float16")
     )

@@ -2,7 +2,7 @@
 
 import sys
 
-from .. import cpu, cpu_binary, registry
+from .. import cpu, cpu_binary, cpu_float, registry
 from ..cpu import FLOATS, dtype_name
 from ..errors import ArgumentError
 
@@ -26,10 +26,12 @@ def same_as_before(torch, x, w, bias, activation, input_quant, compute_dtype, ou
     None where there was none, or where anything is unusual: the careful path then computes, or says what is wrong.
     """
     try:
-        plan = w.__dict__["_plans"][x.dtype, activation, input_quant, out_dtype, backend, registry._forced]
+        plan = w.__dict__["_plans"][
+            x.dtype, activation, input_quant, compute_dtype, out_dtype, backend, registry._forced
+        ]
         n, k, out_type, run, _keep = plan
         shape, b = x.shape, 0
-        if shape[-1] != k or not x.is_cpu or not x.is_contiguous() or x.is_neg() or compute_dtype is not None:
+        if shape[-1] != k or not x.is_cpu or not x.is_contiguous() or x.is_neg():
             return None
         if bias is not None:
             if not _plain_bias(torch, bias, n):
@@ -56,15 +58,17 @@ def _plain_bias(torch, bias, n):
     )
 
 
-def keep_plan(r, activation, input_quant, out_dtype, backend):
+def keep_plan(r, activation, input_quant, compute_dtype, out_dtype, backend):
     torch = sys.modules["torch"]
     plans = r.w.__dict__.setdefault("_plans", {})
-    key = (r.x.dtype, activation, input_quant, out_dtype, backend, registry._forced)
+    key = (r.x.dtype, activation, input_quant, compute_dtype, out_dtype, backend, registry._forced)
     if key not in plans:
         if len(plans) > 64:  # as many as there are combinations of options in one program; a leak otherwise
             plans.clear()
         x_type, keep = FLOATS[dtype_name(r.x)], None
-        if input_quant.bits == 1:
+        if input_quant is None:
+            native = cpu_float.linear_plan(r.w, x_type, r.out_name, activation, r.isa, compute_dtype)
+        elif input_quant.bits == 1:
             native, keep = cpu_binary.linear_plan(r.w, input_quant, x_type, r.out_name, activation, r.isa)
         else:
             native = cpu.linear_plan(

@@ -1,6 +1,6 @@
 """The rows of the registry: which kernel computes which operation for which weight format."""
 
-from .. import cpu, cpu_binary, cpu_conv, cpu_integer, reference_backend, registry
+from .. import cpu, cpu_binary, cpu_conv, cpu_float, cpu_integer, reference_backend, registry
 from ..registry import Kernel
 
 
@@ -19,7 +19,7 @@ def add_rows(op, formats, core, isas, call, reference, accepts=None, exactness="
 
 def integer_activations(request):
     if request.options["input_quant"] is None:
-        return "input_quant is None (weight-only): no CPU kernel yet; pass input_quant=qkernels.InputQuant()"
+        return "input_quant is None: that is for the float core"
     if request.options["input_quant"].bits == 1:
         return "input_quant has bits=1: that is for the binary core"
     return None
@@ -32,14 +32,26 @@ def binary_activations(request):
     return None
 
 
+def float_activations(request):
+    if request.options["input_quant"] is not None:
+        return "input_quant is given: the float core takes float activations"
+    if request.options["compute_dtype"] == "bfloat16" and not cpu_float.has_bf16(registry.current_isa()):
+        return f"compute_dtype is 'bfloat16': it needs the ISA {cpu_float.BF16_ISA!r}"
+    return None
+
+
 GEMM_ISAS = ("scalar", "avx2", "avx512vnni")
 BINARY_ISAS = ("scalar", "avx2", "avx512vpopcntdq")
+FLOAT_ISAS = (*GEMM_ISAS, "avx512bf16")
 BITS_FORMATS = ("BinaryWeight", "TernaryWeight")
 GEMM_FORMATS = ("IntWeight", "MixedIntWeight", *BITS_FORMATS)
+FLOAT_FORMATS = (*GEMM_FORMATS, "PowerWeight", "LogWeight", "FloatWeight", "CodebookWeight")
 
 add_rows(
     "linear", BITS_FORMATS, "binary", BINARY_ISAS, cpu_binary.linear, None, binary_activations, tag="signs"
 )
+_float = {"exactness": "float", "tag": "float"}
+add_rows("linear", FLOAT_FORMATS, "gemm_float", FLOAT_ISAS, cpu_float.linear, None, float_activations, **_float)
 add_rows("linear", GEMM_FORMATS, "gemm", GEMM_ISAS, cpu.linear, reference_backend.linear, integer_activations)
 for _op in ("matmul_int", "linear_requant"):
     add_rows(_op, GEMM_FORMATS, "gemm", GEMM_ISAS, getattr(cpu, _op), getattr(reference_backend, _op))

@@ -1,5 +1,7 @@
 """The matrix product of activations (M, K) with a weight (N, K), in its integer and float forms."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from .activation import apply_activation
@@ -79,24 +81,35 @@ def fused_multiply_add(a, b, c):
     return np.where((error != 0) & even, odd, total).astype(np.float32)
 
 
-def linear_float(x, w, bias=None, activation=None, out_dtype=np.float32):
-    """Weight-only: ``y = act((x / input_scale) @ (scale * (code - zero_point)).T + bias)``.
+def linear_float(x, w, bias=None, activation=None, out_dtype=np.float32, compute_dtype="float32"):
+    """Weight-only: ``y = act(sum_k x[m, k] * W[n, k] + bias[n])``, W as ``w.lookup()`` says.
 
-    The dot product is accumulated in float64 and rounded to float32; bias and activation follow in float32.
-    Kernels accumulate in float32, so they agree within a tolerance.
+    The sum is taken in float64 and rounded to float32; bias and activation follow in float32. Kernels add in float32,
+    so they agree within a tolerance. compute_dtype "bfloat16" rounds x (times 1 / input_scale) and the table's entries
+    to it first, half to even, as kernels on bfloat16 pairs do.
 
     Args:
-        x: float32 (M, K). w: IntWeight with NumPy fields. bias: float32 (N,) or None.
+        x: float32 (M, K). w: a weight with NumPy fields. bias: float32 (N,) or None.
 
     Returns:
         out_dtype (M, N).
     """
-    x = x.astype(np.float64)
-    x = x if w.input_scale is None else x / w.input_scale
-    codes = w.codes() if w.zero_point is None else w.codes() - w.per_code(w.zero_point.astype(np.float64))
-    w_scaled = codes * w.per_code(w.scale.astype(np.float64))
-    with np.errstate(over="ignore"):
-        return _finish((x @ w_scaled.T).astype(np.float32), bias, activation, out_dtype)
+    q = w.lookup()
+    if q.input_scale is not None:
+        with np.errstate(over="ignore"):
+            x = x * (np.float32(1) / q.input_scale)
+        q = replace(q, input_scale=None)
+    if compute_dtype == "bfloat16":
+        x, q = to_bfloat16(x), replace(q, table=to_bfloat16(q.table))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _finish((x.astype(np.float64) @ q.dense().T).astype(np.float32), bias, activation, out_dtype)
+
+
+def to_bfloat16(x):
+    """float32 rounded to the nearest bfloat16, half to even, as float32; NaN stays NaN."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    return np.where(np.isnan(x), np.float32(np.nan), rounded.view(np.float32))
 
 
 def linear_requant(xq, codes, requant, bias=None, x_zp=0, w_zp=None, activation=None, out_dtype=np.int8):

@@ -1,0 +1,99 @@
+// Prepacked weights of the float core and what runs on them.
+#include "../cpu/gemm_float.h"
+
+#include "common.h"
+
+namespace {
+
+// A prepacked weight: the block's owner is kept alive, its header is checked once.
+class PackedFloat {
+  public:
+    PackedFloat(Address data, int64_t bytes, py::object owner) : view_(check(data, bytes)), owner_(std::move(owner)) {}
+    const qk::FloatView& view() const { return view_; }
+
+  private:
+    static const void* check(Address data, int64_t bytes) {
+        if (data % 8 != 0 || !qk::FloatView::valid(pointer<void>(data), bytes))
+            throw std::invalid_argument("not a prepacked weight of the float core (" + std::to_string(bytes) +
+                                        " bytes): make it with prepack_float and do not change it");
+        return pointer<void>(data);
+    }
+    qk::FloatView view_;
+    py::object owner_;
+};
+
+}  // namespace
+
+void bind_gemm_float(py::module_& m) {
+    py::class_<qk::FloatSource>(m, "FloatSource", "What prepack_float reads; csrc/cpu/gemm_float.h.")
+        .def(py::init([](int64_t n, int64_t k, int64_t bits, int64_t segment, int64_t tables_of, bool half_scale,
+                         bool half_offset, bool ramp, Address index, Address table, Address scale, Address offset,
+                         int64_t row_step, int64_t part_step, Address input_scale) {
+            if (n < 0 || k < 0 || segment < 0 || segment > k || (segment == 0 && k > 0) || bits < 1 ||
+                bits > qk::kFloatMaxBits || tables_of < 0 || tables_of > 2 || (ramp && bits != 8))
+                throw std::invalid_argument("FloatSource: a size is out of range");
+            return qk::FloatSource{
+                {n, k, bits, segment, tables_of, half_scale, half_offset, offset != 0, input_scale != 0},
+                pointer<uint8_t>(index),
+                pointer<float>(table),
+                ramp,
+                pointer<float>(scale),
+                pointer<float>(offset),
+                row_step,
+                part_step,
+                pointer<float>(input_scale)};
+        }));
+    m.def("packed_float_bytes", [](const qk::FloatSource& s) { return qk::packed_float_bytes(s); });
+    m.def("prepack_float", [](const qk::FloatSource& s, Address out, int64_t out_bytes) {
+        if (qk::packed_float_bytes(s) > out_bytes)
+            throw std::invalid_argument("prepack_float: the output buffer is too small");
+        py::gil_scoped_release release;
+        qk::prepack_float(s, pointer<void>(out));
+    });
+
+    py::class_<PackedFloat>(m, "PackedFloat", "A checked view of a prepacked weight of the float core.")
+        .def(py::init<Address, int64_t, py::object>(), py::arg("data"), py::arg("bytes"), py::arg("owner"))
+        .def_property_readonly(
+            "shape", [](const PackedFloat& p) { return py::make_tuple(p.view().header->n, p.view().header->k); });
+
+    // linear with float activations: what does not change between calls is held here.
+    struct FloatPlan {
+        const PackedFloat* packed;
+        py::object keep;
+        const qk::FloatKernels* products;
+        qk::EpilogueFn store;
+        qk::DType x_type;
+        int out_bytes;
+        qk::Activation activation;
+    };
+    py::class_<FloatPlan>(m, "FloatPlan", "linear(x, w) with float activations, ready to run.")
+        .def(py::init([](py::object packed, int isa, bool exact, int x_type, int out_type, int activation) {
+            const auto& p = packed.cast<const PackedFloat&>();
+            const qk::Kernels& kernels = checked_isa(isa);
+            if (x_type < 0 || x_type > 2 || out_type < 0 || out_type > 2 || activation < 0 || activation > 4)
+                throw std::invalid_argument("FloatPlan: a dtype or activation number is out of range");
+            return FloatPlan{&p,
+                             packed,
+                             &qk::float_kernels(static_cast<qk::Isa>(isa), exact),
+                             kernels.store_sum[out_type],
+                             static_cast<qk::DType>(x_type),
+                             out_type == 0 ? 4 : 2,
+                             static_cast<qk::Activation>(activation)};
+        }))
+        .def_property_readonly("products", [](const FloatPlan& l) { return l.products->name; })
+        // Returns -1: no row is refused.
+        .def("run", [](const FloatPlan& l, Address x, int64_t m, int64_t ldx, Address bias, Address out, int threads) {
+            const qk::FloatView& w = l.packed->view();
+            present("linear: x", x, m * w.header->k);
+            present("linear: the result", out, m * w.header->n);
+            py::gil_scoped_release release;
+            qk::Epilogue e;
+            e.out = pointer<void>(out);
+            e.ldo = w.header->n;
+            e.out_bytes = l.out_bytes;
+            e.bias = pointer<float>(bias);
+            e.activation = l.activation;
+            qk::gemm_float(*l.products, pointer<void>(x), l.x_type, m, ldx, w, e, l.store, threads);
+            return -1;
+        });
+}

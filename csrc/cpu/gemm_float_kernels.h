@@ -1,0 +1,56 @@
+// What one kind of product contributes to the float core: a table of leaf functions, called once a tile or row.
+#pragma once
+
+#include "../common/float_layout.h"
+#include "kernels.h"
+
+namespace qk {
+
+// Sources of operands: a table of 2^bits entries is its number of bits; beside those:
+inline constexpr int kFromPanel = 0;  // decoded already
+inline constexpr int kFromRamp = 9;   // 8-bit two's complement codes, converted
+inline constexpr int kSources = 10;
+
+// tile[r][0..64) += scale[g] * (sum of the group's products) + offset[g] * sums[r][g], group after group.
+struct FloatArgs {
+    const void* const* rows = nullptr;  // [rows] operands of x from the first step on
+    int64_t steps = 0, group_steps = 1;
+    const uint8_t* codes = nullptr;                // of the panel, or decoded operands
+    const void* table = nullptr;                   // in the products' own type
+    const char *scale = nullptr, *offset = nullptr;  // [groups][64]; offset may be null
+    bool half_scale = false, half_offset = false;  // they are float16
+    const float* const* sums = nullptr;            // [rows][groups], where there is an offset
+    float* tile = nullptr;                         // [rows][64]
+    const char* ahead = nullptr;                   // as in MicroArgs
+    int lines = 0;
+};
+using FloatMicroFn = void (*)(const FloatArgs& args);
+// Operands of `steps` steps of a panel: 128 elements each.
+using FloatDecodeFn = void (*)(const uint8_t* codes, int64_t steps, const void* table, void* out);
+// k operands from activations, times inv_k where that is given.
+using ConvertFn = void (*)(const void* x, int64_t k, const float* inv_k, void* out);
+using SumFn = float (*)(const void* operands, int64_t k);
+
+struct FloatKernels {
+    const char* name;
+    int mr;                                       // rows of the largest register tile
+    int element_bytes;                            // of an operand: 4 float32, 2 bfloat16
+    FloatMicroFn micro[kSources][kMaxMr + 1];     // [source][rows]; null: decode, then kFromPanel
+    FloatDecodeFn decode[kSources];
+    ConvertFn convert[3];                         // by DType of x
+    SumFn sum;
+
+    const void* table(const FloatView& w, int64_t t) const {
+        return element_bytes == 4 ? static_cast<const void*>(w.table32(t)) : w.table16(t);
+    }
+};
+
+const FloatKernels& float_kernels_scalar();
+const FloatKernels& float_kernels_avx2();
+const FloatKernels& float_kernels_avx512vnni();
+const FloatKernels& float_kernels_avx512bf16();
+
+// gemm_float.cpp: the products of an ISA; `exact` asks for float32 ones.
+const FloatKernels& float_kernels(Isa isa, bool exact);
+
+}  // namespace qk

@@ -1,0 +1,45 @@
+// Products of float32, one lane. After simd/scalar.h.
+#pragma once
+
+#include "../../common/float_layout.h"
+
+namespace {
+namespace products {
+
+using namespace simd;
+
+using element = float;
+using weight = float;
+inline constexpr int SUB = 2;
+inline constexpr int NW = 8;
+inline constexpr int MR = 1;
+inline constexpr int MR_PACKED = 1;
+
+inline f32v own(f32v acc) { return acc; }
+inline f32v multiply_add(f32v acc, f32v x, weight w) { return acc + x * w; }
+inline f32v broadcast(const element* row, int sub) { return row[sub]; }
+inline weight load_weight(const element* step, int channel, int sub) { return step[sub * 64 + channel]; }
+inline void store_weight(element* step, int channel, int sub, weight w) { step[sub * 64 + channel] = w; }
+inline weight ramp(const uint8_t* step, int channel, int sub) { return static_cast<int8_t>(step[2 * channel + sub]); }
+
+using index = unsigned;  // a code in the low bits, anything above
+template <int P>
+index plane(const uint8_t* words, int channel, int sub) {
+    const qk::PlanePlace at = qk::plane_place(P, channel, sub);
+    uint32_t word;
+    std::memcpy(&word, words + 4 * at.word, 4);
+    return word >> at.bit;
+}
+inline index bytes(const uint8_t* step, int channel, int sub) { return step[2 * channel + sub]; }
+inline index shift_left(index a, int n) { return a << n; }
+inline index join(int mask, index low, index high) { return (low & mask) | (high & ~mask); }
+
+template <int BITS>
+struct Table {
+    const float* all;
+    explicit Table(const void* table) : all(static_cast<const float*>(table)) {}
+    weight operator()(index code) const { return all[code & ((1 << BITS) - 1)]; }
+};
+
+}  // namespace products
+}  // namespace
