@@ -1,7 +1,8 @@
 """Weight-only ``linear``: compressed weights of every dense format, float32 or bfloat16 activations.
 
-The call is ``qk.linear`` on torch tensors, which remembers its plan. The floor is made of the bytes of the portable
-weight and of bfloat16 products where the kernel's ISA has them, float32 ones elsewhere and in variants named "exact".
+The call is the plan that a layer runs: weight prepacked, arguments checked, result allocated. The floor is made of the
+bytes of the portable weight and of bfloat16 products where the kernel's ISA has them, float32 ones elsewhere and in
+variants named "exact".
 """
 
 import copy
@@ -14,7 +15,7 @@ import torch
 from rows import MAX_COPIES, Case, Row, is_fastest, random, registry_call, relative_error, thread_counts
 
 import qkernels as qk
-from qkernels import registry
+from qkernels import cpu, cpu_float, registry
 from qkernels.latency import roofline
 
 WEIGHTS = {  # name: (format, options of its quantize)
@@ -36,7 +37,7 @@ WEIGHTS = {  # name: (format, options of its quantize)
 MAIN = ("w4", "w4g128", "w4g64", "w4g32")  # on both shapes and all threads; the others on one
 SHAPES = [(4096, 4096), (4096, 11008)]
 SMALL = (384, 384)  # for kernels other than the fastest
-EXACT = {"compute_dtype": "float32"}
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
 def of_format(name):
@@ -85,24 +86,20 @@ def copies(k, n, name):
 
 def case(row):
     name, kind, *_ = row.variant.split()
-    w, options = weight(row.K, row.N, name), EXACT if row.exact else {}
-    exact = torch.from_numpy(random(row)).bfloat16().float()
-    x = exact if kind == "f32" else exact.bfloat16()
-    if not is_fastest(row.kernel):
-        calls = [registry_call(row, x, w, **options)]
-    else:
-        weights = copies(row.K, row.N, name) if row.mode == "cold" else [w]
-        calls = [partial(qk.linear, x, each, **options) for each in weights]
-        for call in calls:
-            call()  # prepacks
-    dense = np.asarray(w.dense())
-    return Case(calls, w.nbytes, lambda: relative_error(calls[0]().float().numpy(), exact.numpy(), dense))
+    w, exact = weight(row.K, row.N, name), "float32" if row.exact else None
+    x = torch.from_numpy(random(row)).to(DTYPES[kind])
+    dense, numbers = np.asarray(w.dense()), x.float().numpy()
+    if row.kernel.backend != "cpu":
+        call = registry_call(row, x, w)
+        return Case([call], w.nbytes, lambda: relative_error(call().float().numpy(), numbers, dense))
+    y, name_of_y = x.new_empty((row.M, row.N)), cpu.dtype_name(x)
+    weights = copies(row.K, row.N, name) if row.mode == "cold" else [w]
+    options = cpu.FLOATS[name_of_y], name_of_y, None, row.kernel.isa, exact
+    plans = [cpu_float.linear_plan(each, *options) for each in weights]
+    args = cpu.address(x), row.M, row.K, 0, cpu.address(y), row.threads
+    calls = [partial(plan.run, *args) for plan in plans]
+    return Case(calls, w.nbytes, lambda: relative_error(y.float().numpy(), numbers, dense), keep=(x, y))
 
 
 def bench_linear_float(row, measured):
-    before = torch.get_num_threads()
-    torch.set_num_threads(row.threads)
-    try:
-        measured(row, case(row))
-    finally:
-        torch.set_num_threads(before)
+    measured(row, case(row))

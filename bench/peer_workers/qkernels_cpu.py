@@ -7,10 +7,9 @@ LiteRT, onnxruntime and OpenVINO do.
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 
+from . import qkernels_float
 from .problem import Built, Variant
 from .problems import BinaryProduct, Convolution, Int4Linear, Linear
 
@@ -107,39 +106,6 @@ def load(threads: int, problem: str):
         calls = [lambda w=w: qk.linear(x, w, input_quant=quant) for w in weights]
         return Built(calls, lambda: np.asarray(calls[0]()), p.reference())
 
-    # the 4-bit formats of weight-only calls: name -> weight copies 0, 1, ... of a problem
-    def int4_codes(p: Int4Linear, copies: int) -> list:
-        return [int4(p, i, tensor) for i in range(copies)]
-
-    def quantized(build):
-        def make(p: Int4Linear, copies: int) -> list:
-            w = build(tensor(p.float_weight()), p.group or None)
-            return [copy.copy(w) for _ in range(copies)]  # copies share codes, not what kernels make of them
-
-        return make
-
-    formats = {"int4": int4_codes}
-    if hasattr(qk, "PowerWeight"):
-        power = lambda W, g: qk.PowerWeight.quantize(W, bits=4, exponent=0.5, group_size=g)  # noqa: E731
-        formats["power4"] = quantized(power)
-    if hasattr(qk, "CodebookWeight"):
-        nf4 = lambda W, g: qk.CodebookWeight.quantize(W, bits=4, codebook="nf4", group_size=g)  # noqa: E731
-        formats["NF4"] = quantized(nf4)
-    if hasattr(qk, "FloatWeight"):
-        e2m1 = lambda W, g: qk.FloatWeight.quantize(W, kind="e2m1", group_size=g)  # noqa: E731
-        formats["e2m1"] = quantized(e2m1)
-
-    def weight_only(make, dtype: str | None, **options):
-        def build(p: Int4Linear, copies: int) -> Built:
-            x, weights = tensor(p.x), make(p, copies)
-            x = x.to(getattr(torch, dtype)) if dtype else x
-            calls = [lambda w=w: qk.linear(x, w, **options) for w in weights]
-            real = (lambda y: y.float().numpy()) if dtype else np.asarray
-            dense = None if make is int4_codes else np.asarray(weights[0].dense())
-            return Built(calls, lambda: real(calls[0]()), p.reference(w=dense))
-
-        return build
-
     def int8_of_int4(p: Int4Linear, copies: int) -> Built:
         """The same layer with the codes held as int8 and one scale a channel: what four bits save."""
         out, kind = np.empty((p.M, p.N), np.float32), cpu.FLOATS["float32"]
@@ -220,25 +186,10 @@ def load(threads: int, problem: str):
         linear_variants.append(
             Variant("qkernels linear bf16->bf16", "linear_bf16", linear("bfloat16"), "dynamic")
         )
-    types = [("w4a16_f32", "f32", None)] + [("w4a16_bf16", "bf16", "bfloat16")] * bool(torch)
-    float_variants = [
-        Variant(
-            f"qkernels linear {name} {short}->{short}", category, weight_only(make, dtype), "weight_only", 0.5
-        )
-        for category, short, dtype in types
-        for name, make in formats.items()
-    ]
     variants = {
         "linear": linear_variants,
         "w4a16": [
-            *float_variants,
-            Variant(
-                "qkernels linear int4 f32->f32, float32 products",
-                "w4a16_f32",
-                weight_only(int4_codes, None, compute_dtype="float32"),
-                "float32",
-                0.5,
-            ),
+            *qkernels_float.variants(threads, torch),
             Variant("qkernels kernel alone, 8-bit activations", "w4a8", int4_alone, "dynamic", 0.5),
         ],
         "w4a8": [
