@@ -56,7 +56,7 @@ def rows(quick):
             found += [
                 Row(kernel, m, 768, 3072, variant=v) for v in VARIANTS if v not in MAIN for m in (1, 128)
             ]
-        if kernel.format == "MixedIntWeight":
+        if kernel.format == "MixedIntWeight" and kernel.core == "gemm":
             size = (768, 3072) if is_fastest(kernel) else (384, 384)
             found += [Row(kernel, m, *size, variant="w4mixed") for m in (1, 16)]
     return found

@@ -79,7 +79,7 @@ def is_fastest(kernel):
 
 
 def is_here(kernel):
-    """Other formats and weight-only products have files of their own: bench_binary.py, bench_narrow.py,
+    """Other formats and weight-only products have files of their own: bench_binary.py, bench_narrow.py and
     bench_linear_float.py."""
     return kernel.format in (None, "IntWeight") and kernel.core != "gemm_float"
 
