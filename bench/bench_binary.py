@@ -25,7 +25,9 @@ EPILOGUES = ["sign", "prelu", "threshold", "multiple"]
 
 def rows(quick):
     ops = ("matmul_binary", "linear", "linear_binary", "matmul_int", "linear_requant")
-    kernels = [k for op in ops for k in registry.kernels(op) if k.format in FORMATS]
+    kernels = [
+        k for op in ops for k in registry.kernels(op) if k.format in FORMATS and k.core != "gemm_float"
+    ]
     fastest = [k for k in kernels if is_fastest(k) and k.core == "binary"]
     found = [
         Row(kernel, m, k, n, mode, threads)

@@ -43,7 +43,8 @@ SHAPES = [(384, 1536), (768, 3072), (4096, 4096), (4096, 11008)]
 def rows(quick):
     found = []
     for kernel in registry.kernels():
-        if kernel.format == "IntWeight" and kernel.op == "linear" and is_fastest(kernel):
+        kind = kernel.format, kernel.op, kernel.core
+        if kind == ("IntWeight", "linear", "gemm") and is_fastest(kernel):
             shapes = SHAPES[::2] if quick else SHAPES
             found += [
                 Row(kernel, m, k, n, mode, threads, v)
@@ -55,7 +56,7 @@ def rows(quick):
             found += [
                 Row(kernel, m, 768, 3072, variant=v) for v in VARIANTS if v not in MAIN for m in (1, 128)
             ]
-        if kernel.format == "MixedIntWeight":
+        if kernel.format == "MixedIntWeight" and kernel.core == "gemm":
             size = (768, 3072) if is_fastest(kernel) else (384, 384)
             found += [Row(kernel, m, *size, variant="w4mixed") for m in (1, 16)]
     return found

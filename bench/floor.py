@@ -25,7 +25,10 @@ def peak_sampler(row):
     """A function that measures the peak of the row's instruction in 1 ms; None for elementwise rows."""
     have = _native.peak_names()
     name = PEAKS.get(row.kernel.isa)
-    if row.kernel.core == "binary":
+    if row.weight_only:
+        name = roofline.float_peak(row.kernel.isa, row.exact)
+        name = name or next((n for n in have if n.startswith("fp32")), None)
+    elif row.kernel.core == "binary":
         name = "binary avx512" if "binary avx512" in have else None
     elif name not in have:
         name = next((n for n in have if n.startswith("int8")), None)

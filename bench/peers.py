@@ -4,6 +4,7 @@
     python bench/peers.py                          # int8 linear, the whole grid, one thread and then two
     python bench/peers.py --threads 1 --shapes 384x1536 --m 1 128 --only litert qkernels
     python bench/peers.py --problem w4a8 --groups 0 64 --m 1 --mode cold     # 4-bit weights; 0: per channel
+    python bench/peers.py --problem w4a16 --threads 1 --m 1 128      # 4-bit weights, float activations
     python bench/peers.py --problem binary         # products of packed signs
     python bench/peers.py --problem conv --nets mobilenetv2 --batch 1 8
     python bench/peers.py --quick                  # a small part of the problem's grid, few rounds
@@ -171,7 +172,9 @@ def measure_cell(
     for peer in peers:
         for v in peer.hello["variants"]:
             about = CATEGORIES[v["category"]]
-            if v["category"] not in (args.categories or CATEGORIES) or (cold and about.reference):
+            if v["category"] not in (args.categories or CATEGORIES) or (
+                cold and about.reference and not about.cold
+            ):
                 continue
             turn.take()
             weight = problem.weights * v["weight_bytes"]
@@ -280,7 +283,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     p.add_argument("--shapes", type=shape, nargs="+", metavar="KxN", help="of a matrix product")
     p.add_argument("--m", type=int, nargs="+", metavar="M", help="rows of a matrix product; cold up to 16")
-    p.add_argument("--groups", type=int, nargs="+", help="group sizes of w4a8; 0: a scale a channel")
+    p.add_argument(
+        "--groups", type=int, nargs="+", help="group sizes of w4a8 and w4a16; 0: a scale a channel"
+    )
     p.add_argument("--nets", nargs="+", choices=LAYERS, help="whose layers conv takes")
     p.add_argument("--batch", type=int, nargs="+", default=[1], help="images of conv")
     p.add_argument("--mode", choices=["warm", "cold", "both"], default="both")

@@ -21,20 +21,14 @@ SMALL, SMALL_MS = (
     [1, 16],
 )  # for kernels other than the fastest: they are here to be seen, not to be tuned
 MAX_COPIES = 4096
-TABLES = ("PowerWeight", "LogWeight", "FloatWeight", "CodebookWeight")
-ELSEWHERE = (
-    "BinaryWeight",
-    "TernaryWeight",
-    "MixedIntWeight",
-    *TABLES,
-)  # formats with a bench file of their own
 
 
 @dataclass(frozen=True)
 class Row:
     """One row. ``mode`` "warm" repeats one weight, "cold" goes through more weights than any cache holds.
 
-    ``variant`` says what differs from the bench file's usual call.
+    ``variant`` says what differs from the bench file's usual call. ``weight_only``: float activations, whose floor is
+    made of float products; ``exact`` where those are float32 on every ISA.
     """
 
     kernel: registry.Kernel
@@ -44,6 +38,8 @@ class Row:
     mode: str = "warm"
     threads: int = 1
     variant: str = ""
+    weight_only: bool = False
+    exact: bool = False
 
     def __str__(self):
         name = f"{self.kernel} {self.variant}" if self.variant else str(self.kernel)
@@ -82,16 +78,19 @@ def is_fastest(kernel):
     return bool(allowed) and kernel is allowed[0]
 
 
+def is_here(kernel):
+    """Other formats and weight-only products have files of their own: bench_binary.py, bench_narrow.py and
+    bench_linear_float.py."""
+    return kernel.format in (None, "IntWeight") and kernel.core != "gemm_float"
+
+
 def thread_counts():
     return sorted({1, min(2, roofline.usable_cores())})
 
 
 def gemm_rows(op, quick, variants=()):
-    """Rows of an op with a weight: the fastest kernel everywhere, others and variants on a small shape.
-
-    Other formats have files of their own: bench_binary.py, bench_narrow.py.
-    """
-    fastest = [k for k in registry.kernels(op) if is_fastest(k) and k.format not in ELSEWHERE]
+    """Rows of an op with a weight: the fastest kernel everywhere, others and variants on a small shape."""
+    fastest = [k for k in registry.kernels(op) if is_fastest(k) and is_here(k)]
     rows = [
         Row(kernel, m, k, n, mode, threads)
         for k, n in (QUICK_SHAPES if quick else SHAPES)
@@ -119,7 +118,7 @@ def elementwise_rows(op, quick, variants=()):
 
 
 def small_rows(op):
-    others = [k for k in registry.kernels(op) if not is_fastest(k) and k.format not in ELSEWHERE]
+    others = [k for k in registry.kernels(op) if not is_fastest(k) and is_here(k)]
     return [Row(k, m, SMALL, SMALL) for k in others for m in SMALL_MS]
 
 

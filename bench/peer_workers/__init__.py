@@ -19,14 +19,14 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
-    "qkernels": Family("qkernels_cpu", ("linear", "w4a8", "binary", "conv")),
+    "qkernels": Family("qkernels_cpu", ("linear", "w4a8", "w4a16", "binary", "conv")),
     "litert": Family("litert_cpu", ("linear", "w4a8", "conv")),
-    "zentorch": Family("zentorch_cpu", ("linear", "w4a8"), {"ZENDNNL_MATMUL_WEIGHT_CACHE": "1"}),
-    "torch": Family("torch_cpu", ("linear", "w4a8", "binary", "conv")),
-    "onnxruntime": Family("onnxruntime_cpu", ("linear", "w4a8", "conv")),
-    "openvino": Family("openvino_cpu", ("linear", "w4a8", "conv")),
-    "ggml": Family("ggml_cpu", ("w4a8",)),
-    "bitsandbytes": Family("bitsandbytes_cpu", ("w4a8",)),
+    "zentorch": Family("zentorch_cpu", ("linear", "w4a8", "w4a16"), {"ZENDNNL_MATMUL_WEIGHT_CACHE": "1"}),
+    "torch": Family("torch_cpu", ("linear", "w4a8", "w4a16", "binary", "conv")),
+    "onnxruntime": Family("onnxruntime_cpu", ("linear", "w4a8", "w4a16", "conv")),
+    "openvino": Family("openvino_cpu", ("linear", "w4a8", "w4a16", "conv")),
+    "ggml": Family("ggml_cpu", ("w4a8", "w4a16")),
+    "bitsandbytes": Family("bitsandbytes_cpu", ("w4a8", "w4a16")),
     "faiss": Family("faiss_cpu", ("binary",)),
     "numkong": Family("numkong_cpu", ("binary",)),
 }
@@ -39,12 +39,13 @@ class Category:
     """Rows that do the same work: only those are compared.
 
     ``scale``: other categories whose best row is put beside ours, as the time without this format.
-    ``reference``: a category that is there for that only.
+    ``reference``: a category that is there for that only, in warm cells and, where ``cold``, in cold ones.
     """
 
     what: str
     scale: tuple[str, ...] = ()
     reference: bool = False
+    cold: bool = False
 
 
 CATEGORIES: dict[str, Category] = {
@@ -60,6 +61,15 @@ CATEGORIES: dict[str, Category] = {
         "full linear, 4-bit weights, float32 in and out (bfloat16 where the name says so)",
         ("float32", "int8"),
     ),
+    "w4a16_bf16": Category(
+        "weight-only linear: 4-bit weights, float activations, bfloat16 in and out", ("w4a8", "dense_bf16")
+    ),
+    "w4a16_f32": Category(
+        "weight-only linear: 4-bit weights, float activations, float32 in and out",
+        ("w4a8", "dense_bf16", "float32"),
+    ),
+    "w4a8": Category("4-bit weights, activations quantized to 8 bits, for scale", reference=True, cold=True),
+    "dense_bf16": Category("bfloat16 weights, not compressed, for scale", reference=True, cold=True),
     "binary": Category("products of signs: packed bits in, integers out", ("float32", "int8")),
     "conv": Category("convolution, 8-bit codes in and out", ("float32",)),
     "int8": Category("int8 of qkernels, for scale", reference=True),

@@ -1,4 +1,4 @@
-"""bitsandbytes: NF4 weights, products in bfloat16.
+"""bitsandbytes: NF4 weights, products in the type of the activations.
 
 Its codes are points of the normal distribution, not integers: the weight is quantized by the library itself
 and the result checked against what it dequantizes to.
@@ -25,19 +25,25 @@ def load(threads: int, problem: str):
             x = torch.from_numpy(p.x).to(dtype)
             layers, options = [], {"quant_type": "nf4", "compress_statistics": False}
             for i in range(copies):
-                layer = bnb.nn.Linear4bit(p.K, p.N, bias=False, compute_dtype=torch.bfloat16, **options)
+                layer = bnb.nn.Linear4bit(p.K, p.N, bias=False, compute_dtype=dtype, **options)
                 w = torch.from_numpy(p.float_weight(i))
                 layer.weight = bnb.nn.Params4bit(w, requires_grad=False, blocksize=p.group or 128, **options)
                 layers.append(layer.to("cpu").eval())
             w, state = layers[0].weight.data, layers[0].weight.quant_state
             dense = bnb.functional.dequantize_4bit(w, state).float().numpy().reshape(p.N, p.K)
-            reference = p.x[p.rows].astype("float64") @ dense[p.columns].T.astype("float64")
             calls = [lambda f=layer: f(x) for layer in layers]
-            return Built(calls, lambda: calls[0]().float().numpy(), reference)
+            return Built(calls, lambda: calls[0]().float().numpy(), p.reference(w=dense))
 
         return build
 
-    variants = [
-        Variant("bitsandbytes Linear4bit NF4 bf16->bf16", "w4", linear4bit(torch.bfloat16), "bfloat16", 0.5)
-    ]
+    f32, bf16 = torch.float32, torch.bfloat16
+    variants = {
+        "w4a8": [Variant("bitsandbytes Linear4bit NF4 bf16->bf16", "w4", linear4bit(bf16), "bfloat16", 0.5)],
+        "w4a16": [
+            Variant(
+                "bitsandbytes Linear4bit NF4 bf16->bf16", "w4a16_bf16", linear4bit(bf16), "weight_only", 0.5
+            ),
+            Variant("bitsandbytes Linear4bit NF4 f32->f32", "w4a16_f32", linear4bit(f32), "weight_only", 0.5),
+        ],
+    }[problem]
     return "bitsandbytes " + bnb.__version__, variants, []

@@ -150,9 +150,10 @@ def load(threads: int, problem: str):
 
         return build
 
-    variants = [Variant("ggml Q4_0 x Q8_0", "w4", product(plain), "dynamic", 0.5625)]
+    category = {"w4a8": "w4", "w4a16": "w4a8"}[problem]  # with float activations: for scale
+    variants = [Variant("ggml Q4_0 x Q8_0", category, product(plain), "dynamic", 0.5625)]
     if repacked:
-        variants.append(Variant("ggml Q4_0 repacked x Q8_0", "w4", product(repacked), "dynamic", 0.5625))
+        variants.append(Variant("ggml Q4_0 repacked x Q8_0", category, product(repacked), "dynamic", 0.5625))
     notes = [] if g.cpu_has_avx512_vnni() else ["ggml: built without AVX-512 VNNI; build it on this machine"]
     try:
         return "ggml of llama-cpp-python " + version("llama-cpp-python"), variants, notes

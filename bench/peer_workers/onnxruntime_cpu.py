@@ -109,15 +109,19 @@ def load(threads: int, problem: str):
         weights = [p.float_weight(i) for i in range(copies)]
         return run("MatMul", ({}, lambda w: [w]), p.x, weights, np.float32, p.reference(p.x))
 
-    def matmul_nbits(p: Int4Linear, copies: int) -> Built:
-        """Accuracy level 4: activations quantized to int8, a scale a group.  Without groups: groups of 128 of
-        one scale, there is no other way."""
-        group = p.group or 128
-        blocks = [p.nibbles(i).reshape(p.N, -1, group // 2) for i in range(copies)]
-        about = {"K": p.K, "N": p.N, "bits": 4, "block_size": group, "accuracy_level": 4}
-        extra = ({"s": p.scales(group).ravel()}, lambda w: [w, "s"])
-        shape = [p.M, p.N]
-        return layers("MatMulNBits", extra, p.x, blocks, shape, np.float32, p.reference(), domain=MS, **about)
+    def matmul_nbits(level: int):
+        """Accuracy level 4: activations quantized to int8, a scale a group; 0: float32 products.  Without groups:
+        groups of 128 of one scale, there is no other way."""
+
+        def build(p: Int4Linear, copies: int) -> Built:
+            group = p.group or 128
+            blocks = [p.nibbles(i).reshape(p.N, -1, group // 2) for i in range(copies)]
+            about = {"K": p.K, "N": p.N, "bits": 4, "block_size": group, "accuracy_level": level}
+            extra = ({"s": p.scales(group).ravel()}, lambda w: [w, "s"])
+            shape, reference = [p.M, p.N], p.reference()
+            return layers("MatMulNBits", extra, p.x, blocks, shape, np.float32, reference, domain=MS, **about)
+
+        return build
 
     def float_int4(p: Int4Linear, copies: int) -> Built:
         weights = [p.float_weight(i) for i in range(copies)]
@@ -180,7 +184,11 @@ def load(threads: int, problem: str):
             Variant("onnxruntime MatMul f32", "float32", matmul, "float32", 4),
         ],
         "w4a8": [
-            Variant("onnxruntime MatMulNBits level 4", "w4", matmul_nbits, "dynamic", 0.5),
+            Variant("onnxruntime MatMulNBits level 4", "w4", matmul_nbits(4), "dynamic", 0.5),
+            Variant("onnxruntime MatMul f32", "float32", float_int4, "float32", 4),
+        ],
+        "w4a16": [
+            Variant("onnxruntime MatMulNBits level 0 f32->f32", "w4a16_f32", matmul_nbits(0), "float32", 0.5),
             Variant("onnxruntime MatMul f32", "float32", float_int4, "float32", 4),
         ],
         "conv": [

@@ -79,8 +79,9 @@ def load(threads: int, problem: str):
 
         return build
 
-    def int4(group_of_activations):
-        """u4 weights with zero point 8, as NNCF exports them; the plugin quantizes the activations in groups."""
+    def int4(group_of_activations, precision: str = "f32"):
+        """u4 weights with zero point 8, as NNCF exports them; the plugin quantizes the activations in groups, or,
+        where those are of size 0, multiplies in ``precision``."""
 
         def build(p: Int4Linear, copies: int) -> Built:
             group = p.group or p.K
@@ -97,7 +98,7 @@ def load(threads: int, problem: str):
                 return op.matmul(x, op.convert(op.reshape(w, shape, False), "f32"), False, True)
 
             size = group_of_activations(group)
-            return run(p, copies, layer, "f32", p.reference(), DYNAMIC_QUANTIZATION_GROUP_SIZE=size)
+            return run(p, copies, layer, precision, p.reference(), DYNAMIC_QUANTIZATION_GROUP_SIZE=size)
 
         return build
 
@@ -126,6 +127,13 @@ def load(threads: int, problem: str):
         real = lambda: (result().transpose(0, 2, 3, 1) - np.float64(128)) * p.y_scale  # noqa: E731
         return Built(calls, real, p.reference(), copies)
 
+    weight_only = [Variant("openvino int4 f32->f32", "w4a16_f32", int4(lambda _: 0), "weight_only", 0.5)]
+    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if has_bf16:  # elsewhere the hint is ignored without a word
+        inside = int4(lambda _: 0, "bf16")
+        weight_only += [
+            Variant("openvino int4, bf16 inside, f32->f32", "w4a16_f32", inside, "weight_only", 0.5)
+        ]
     parameter = op.parameter([1, 16], ov.Type.f32)
     x = np.zeros((1, 16), np.float32)
     null = request([op.result(op.relu(parameter))], parameter, x, "f32", {})
@@ -144,7 +152,10 @@ def load(threads: int, problem: str):
                 "openvino int4, activations in groups of the weight", "w4", int4(lambda g: g), "dynamic", 0.5
             ),
         ],
+        "w4a16": weight_only,
         "conv": [Variant("openvino int8 convolution u8->u8", "conv", conv, "codes_out")],
     }[problem]
     notes = [f"openvino: an empty inference costs {overhead:.1f} us; the warm rows contain it"]
+    if problem == "w4a16" and not has_bf16:
+        notes.append("openvino: its CPU plugin multiplies no bfloat16 on this machine; that row is left out")
     return "openvino " + ov.__version__.split("-")[0], variants, notes

@@ -130,9 +130,14 @@ class Int4Linear(Product):
     def float_weight(self, i: int = 0) -> np.ndarray:
         return self.weight(i).astype(np.float32) * self.scales(1)
 
-    def reference(self) -> np.ndarray:
-        w = self.weight(0)[self.columns].astype(np.float64) * self.scales(1)[self.columns]
-        return self.x[self.rows].astype(np.float64) @ w.T
+    def reference(self, x: np.ndarray | None = None, w: np.ndarray | None = None) -> np.ndarray:
+        """The float64 product of x (M, K) and a dense w (N, K), by default of this problem's."""
+        x = self.x if x is None else x
+        if w is None:
+            w = self.weight(0)[self.columns].astype(np.float64) * self.scales(1)[self.columns]
+        else:
+            w = w[self.columns].astype(np.float64)
+        return x[self.rows].astype(np.float64) @ w.T
 
     @staticmethod
     def grid(args) -> list[dict]:
@@ -146,6 +151,17 @@ class Int4Linear(Product):
     @staticmethod
     def order(row: dict) -> tuple:
         return row["group"], *Product.order(row)
+
+
+class WeightOnly(Int4Linear):
+    """The product of ``Int4Linear`` on float activations that nobody may quantize.
+
+    bfloat16 holds every ``x``, so float32 and bfloat16 peers multiply the same numbers.
+    """
+
+    def __init__(self, M: int, K: int, N: int, group: int):
+        super().__init__(M, K, N, group)
+        self.x.view(np.uint32)[:] &= np.uint32(0xFFFF0000)
 
 
 class BinaryProduct(Product):
@@ -296,4 +312,10 @@ class Convolution(Problem):
         return False
 
 
-PROBLEMS = {"linear": Linear, "w4a8": Int4Linear, "binary": BinaryProduct, "conv": Convolution}
+PROBLEMS = {
+    "linear": Linear,
+    "w4a8": Int4Linear,
+    "w4a16": WeightOnly,
+    "binary": BinaryProduct,
+    "conv": Convolution,
+}

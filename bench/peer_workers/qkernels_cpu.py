@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from . import qkernels_float
 from .problem import Built, Variant
 from .problems import BinaryProduct, Convolution, Int4Linear, Linear
 
@@ -187,6 +188,10 @@ def load(threads: int, problem: str):
         )
     variants = {
         "linear": linear_variants,
+        "w4a16": [
+            *qkernels_float.variants(threads, torch),
+            Variant("qkernels kernel alone, 8-bit activations", "w4a8", int4_alone, "dynamic", 0.5),
+        ],
         "w4a8": [
             Variant("qkernels kernel alone", "w4", int4_alone, "dynamic", 0.5),
             Variant("qkernels linear", "w4", int4_linear, "dynamic", 0.5),

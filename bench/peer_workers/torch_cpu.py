@@ -23,7 +23,7 @@ def load(threads: int, problem: str):
         return Built(calls, lambda: real(calls[0]()), reference)
 
     def float_linear(dtype, prepacked: bool):
-        def build(p: Linear, copies: int) -> Built:
+        def build(p: Linear | Int4Linear, copies: int) -> Built:
             x = tensor(p.x).to(dtype)
             weights = [tensor(p.float_weight(i)).to(dtype) for i in range(copies)]
             if prepacked:
@@ -93,20 +93,25 @@ def load(threads: int, problem: str):
         x = tensor(x)
         return built([lambda: mkldnn._linear_pointwise(x, w, None, "none", [], "")], reference)
 
-    def int4_pack(p: Int4Linear, copies: int) -> Built:
-        """Weight-only, products in bfloat16; without groups: groups of 128 of one scale.  float32 activations
+    def int4_pack(dtype):
+        """Weight-only, products in ``dtype``; without groups: groups of 128 of one scale.  float32 activations may
         get a reference kernel."""
-        group, x = p.group or 128, tensor(p.x).bfloat16()
-        pack, mm = (
-            torch.ops.aten._convert_weight_to_int4pack_for_cpu,
-            torch.ops.aten._weight_int4pack_mm_for_cpu,
-        )
-        scale_zero = torch.zeros(p.K // group, p.N, 2, dtype=torch.bfloat16)
-        scale_zero[..., 0] = tensor(p.scales(group).T.copy())
-        packed = [
-            (pack(tensor((p.weight(i) + 8).astype(np.int32)), 1), scale_zero.clone()) for i in range(copies)
-        ]
-        return built([lambda w=w, s=s: mm(x, w, group, s) for w, s in packed], p.reference())
+
+        def build(p: Int4Linear, copies: int) -> Built:
+            group, x = p.group or 128, tensor(p.x).to(dtype)
+            pack, mm = (
+                torch.ops.aten._convert_weight_to_int4pack_for_cpu,
+                torch.ops.aten._weight_int4pack_mm_for_cpu,
+            )
+            scale_zero = torch.zeros(p.K // group, p.N, 2, dtype=dtype)
+            scale_zero[..., 0] = tensor(p.scales(group).T.copy())
+            packed = [
+                (pack(tensor((p.weight(i) + 8).astype(np.int32)), 1), scale_zero.clone())
+                for i in range(copies)
+            ]
+            return built([lambda w=w, s=s: mm(x, w, group, s) for w, s in packed], p.reference())
+
+        return build
 
     def dynamic_int4(p: Int4Linear, copies: int) -> Built:
         """8-bit activations a row; on x86 a reference kernel, which the probe finds out."""
@@ -209,7 +214,7 @@ def load(threads: int, problem: str):
             Variant("torch mkldnn prepacked bf16", "bfloat16", float_linear(bf16, True), "bfloat16", 2),
         ],
         "w4a8": [
-            Variant("torch _weight_int4pack_mm bf16->bf16", "w4", int4_pack, "bfloat16", 0.5),
+            Variant("torch _weight_int4pack_mm bf16->bf16", "w4", int4_pack(bf16), "bfloat16", 0.5),
             Variant("torch _dyn_quant_matmul_4bit", "w4", dynamic_int4, "dynamic", 0.5),
             Variant(
                 "torch mkldnn prepacked f32",
@@ -218,6 +223,15 @@ def load(threads: int, problem: str):
                 "float32",
                 4,
             ),
+        ],
+        "w4a16": [
+            Variant(
+                "torch _weight_int4pack_mm bf16->bf16", "w4a16_bf16", int4_pack(bf16), "weight_only", 0.5
+            ),
+            Variant("torch _weight_int4pack_mm f32->f32", "w4a16_f32", int4_pack(f32), "weight_only", 0.5),
+            Variant("torch F.linear bf16", "dense_bf16", float_linear(bf16, False), "weight_only", 2),
+            Variant("torch mkldnn prepacked bf16", "dense_bf16", float_linear(bf16, True), "weight_only", 2),
+            Variant("torch mkldnn prepacked f32", "float32", float_linear(f32, True), "float32", 4),
         ],
         "binary": [Variant("torch mkldnn prepacked f32", "float32", signs_float, "float32", 32)],
         "conv": [

@@ -9,6 +9,12 @@ from pathlib import Path
 from .. import _native
 from ..registry import ISAS
 
+FLOAT_PEAKS = {  # ISA -> the peak of a weight-only product: bfloat16 operands where it multiplies those
+    "avx2": "fp32 avx2",
+    "avx512vnni": "fp32 avx512",
+    "avx512vpopcntdq": "fp32 avx512",
+    "avx512bf16": "bf16 avx512",
+}
 UNITS = {"": 0, "K": 10, "M": 20, "G": 30}
 MIB = 1 << 20
 
@@ -93,6 +99,20 @@ def peak(name, threads=1, milliseconds=20.0, repeats=1):
     """GMAC/s of an instruction of ``_native.peak_names()`` on ``threads`` cores: the best of ``repeats``."""
     kind = _native.peak_names()[name]
     return max(_native.measure_peak(kind, threads, milliseconds) for _ in range(repeats))
+
+
+def float_peak(isa, exact=False):
+    """The peak of ``_native.peak_names()`` that bounds weight-only products, float operands, on an ISA.
+
+    Args:
+        isa: a name of ``qk.capabilities()["isas"]``.
+        exact: products in float32 (``compute_dtype="float32"``) on every ISA.
+
+    Returns:
+        Its name; None for "scalar" and where this machine lacks the instruction.
+    """
+    name = FLOAT_PEAKS.get("avx512vnni" if exact and isa == "avx512bf16" else isa)
+    return name if name in _native.peak_names() else None
 
 
 def read_bandwidth(nbytes, threads=1, seconds=0.02):
