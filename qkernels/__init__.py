@@ -36,6 +36,7 @@ from .version import __version__
 # Imported when first used: they need torch or safetensors.
 _LAZY = {"nn": ".nn", "compress": ".compress:compress", "save": ".io:save", "load": ".io:load"}
 _LAZY["IntegerNetwork"] = ".integer_network:IntegerNetwork"
+_LAZY["interop"] = ".interop"
 
 __all__ = [
     "AddRequant",

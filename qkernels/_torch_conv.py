@@ -8,6 +8,7 @@ from ._torch_ops import _FLOAT_DTYPES, _library, check_block, check_floats
 from .cpu import ACTIVATIONS, input_mode
 from .errors import ArgumentError, UnsupportedError
 from .formats import IntWeight
+from .formats.base import check_integer
 from .geometry import Geometry
 from .registry import ISAS, current_isa, num_threads
 
@@ -204,6 +205,7 @@ def conv2d(
         raise ArgumentError(
             f"conv2d: activation is {activation!r}; accepted: None, 'relu', 'relu6', 'gelu', 'silu'."
         )
+    check_integer("conv2d", w)
     w._ready_conv(stride, padding, dilation, groups)
     packed, scale, kernel, stride, padding, dilation, channels = w._conv_traced
     if x.dim() != 4 or x.shape[1] != channels:

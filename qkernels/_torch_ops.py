@@ -12,6 +12,7 @@ from . import _native, cpu, cpu_binary
 from .cpu import ACTIVATIONS, FLOATS
 from .errors import ArgumentError, UnsupportedError
 from .formats import BinaryWeight, TernaryWeight, WeightFormat
+from .formats.base import check_integer
 from .registry import ISAS, current_isa, num_threads
 
 _library = torch.library.Library("qkernels", "DEF")
@@ -136,6 +137,7 @@ def linear(x, w, bias, activation, input_quant, compute_dtype, out_dtype, backen
     if input_quant.bits == 1:
         w._ready_to_trace_signs()
         return linear_signs_packed(x, w._packed_signs, bias, w.shape[0], input_quant, activation, out_dtype)
+    check_integer("linear", w)
     w._ready_to_trace()
     return linear_packed(x, w._packed_tensor, bias, w.shape[0], input_quant, activation, out_dtype)
 

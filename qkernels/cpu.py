@@ -7,6 +7,7 @@ import numpy as np
 from . import _native
 from ._arrays import as_numpy, is_torch
 from .errors import ArgumentError
+from .formats.base import check_integer
 from .registry import ISAS, num_threads
 
 FLOATS = {"float32": 0, "bfloat16": 1, "float16": 2}  # DType numbers of csrc/common/types.h
@@ -34,6 +35,7 @@ def dtype_name(x):
 
 def packed_tensor(w):
     """The compute layout of a weight (csrc/common/gemm_layout.h) as a fresh 64-byte aligned uint8 array."""
+    check_integer("linear", w)
     w = w.numpy()
     return prepacked(w, w.codes(), w.group_size if w.is_grouped else w.matrix_shape[1])
 

@@ -19,6 +19,7 @@ from .cpu import (
     requant_arrays,
 )
 from .errors import ArgumentError
+from .formats.base import check_integer
 from .ops.conv import strides_of
 from .reference.conv import input_scale
 from .registry import ISAS, num_threads
@@ -43,6 +44,7 @@ def kind_of(w, geometry):
 
 def packed_conv_tensor(w, kind, groups):
     """The compute layout of a convolution weight (csrc/common/conv_layout.h) as a 64-byte aligned uint8 array."""
+    check_integer("conv2d", w)
     w = w.numpy()
     n, per_group, kh, kw = w.shape
     codes = w.codes().reshape(w.shape)

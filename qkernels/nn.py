@@ -9,10 +9,18 @@ from . import _torch_conv, _torch_ops, ops
 from ._arrays import as_float32, as_kind
 from .errors import ArgumentError, DTypeError, FormatError, UnsupportedError
 from .formats import IntWeight, MixedIntWeight
+from .formats.base import check_integer
 from .geometry import Geometry
 from .quant import InputQuant
 
-ARRAYS = ("packed", "scale", "zero_point", "input_scale", "row_bits")  # of IntWeight, MixedIntWeight
+ARRAYS = (
+    "packed",
+    "scale",
+    "zero_point",
+    "input_scale",
+    "offset",
+    "row_bits",
+)  # of IntWeight, MixedIntWeight
 BUFFERS = (*ARRAYS, "bias", "x_scale", "x_zero_point")
 INTEGERS = {
     "packed": torch.uint8,
@@ -31,6 +39,8 @@ def _checked(where, weight, bias, input_quant, activation, out_dtype, formats=(I
         raise DTypeError(
             f"{where}: input_quant is a {type(input_quant).__name__}; accepted: InputQuant, None."
         )
+    if input_quant is not None:
+        check_integer(where, weight)
     if not isinstance(activation, str | None) or activation not in ops.ACTIVATIONS:
         accepted = ", ".join(map(repr, ops.ACTIVATIONS))
         raise ArgumentError(f"{where}: activation is {activation!r}; accepted: {accepted}.")
@@ -137,8 +147,8 @@ class _Compressed(nn.Module):
 class Linear(_Compressed):
     """``y = activation(x W^T + bias)``: ``nn.Linear`` whose weight is an IntWeight or a MixedIntWeight.
 
-    The state dict holds the portable arrays as buffers: ``packed``, ``scale``, ``zero_point``, ``input_scale`` and
-    ``row_bits``, see the formats; ``bias`` float32 (N,); ``x_scale`` and ``x_zero_point`` of a static
+    The state dict holds the portable arrays as buffers: ``packed``, ``scale``, ``zero_point``, ``input_scale``,
+    ``offset`` and ``row_bits``, see the formats; ``bias`` float32 (N,); ``x_scale`` and ``x_zero_point`` of a static
     per-tensor input. Absent ones are left out. Granularity, signedness and activation belong to the module,
     as the stride of a convolution does. Layouts that kernels compute with are never saved. Change buffers by
     assignment or ``load_state_dict``, not in place. They keep their dtypes under ``.half()`` and the like:

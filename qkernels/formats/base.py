@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, fields
 
 from .._arrays import is_torch
+from ..errors import UnsupportedError
 
 
 def nbytes(a):
@@ -27,6 +28,7 @@ class WeightFormat:
     version = 1  # of the portable layout, written into files
     OPTIONS = ()  # fields beside the arrays and the shape, written into files too
     is_grouped = False  # whether a row has more than one scale
+    offset = None  # what IntWeight may add to a scaled code
 
     def options(self):
         """The values of OPTIONS by name."""
@@ -71,4 +73,14 @@ class WeightFormat:
     def __repr__(self):
         return (
             f"{type(self).__name__}({'x'.join(map(str, self.shape))}, {self.bits_per_weight:.2f} bits/weight)"
+        )
+
+
+def check_integer(where, w):
+    """Refuse a weight whose values are no scaled integers: an integer product has no place for its offset."""
+    if w.offset is not None:
+        raise UnsupportedError(
+            f"{where}: w has an offset, real numbers that no product of integers can add; accepted with integer "
+            "activations: offset=None. Leave out input_quant (weight-only), or round again with "
+            f"IntWeight.quantize(w.dense(), bits={w.bits}, symmetric=False)."
         )

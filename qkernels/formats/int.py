@@ -17,6 +17,7 @@ from .lookup import Lookup
 
 INT32_MAX = 2**31 - 1
 DTYPES = {"packed": "uint8", "scale": "float32", "zero_point": "int16", "input_scale": "float32"}
+DTYPES["offset"] = "float32"
 TINY = np.float32(2.0**-100)  # a channel whose max|w| is below this counts as all zero
 LEAST_GROUP = 16
 
@@ -25,7 +26,8 @@ LEAST_GROUP = 16
 class IntWeight(WeightFormat):
     """Integer codes of 2 to 8 bits with a scale and an optional zero point per group, output channel or tensor.
 
-    ``W[n, k] ~ scale[n, g] * (code[n, k] - zero_point[n, g]) / input_scale[k]``, ``g = k // group_size``
+    ``W[n, k] ~ (scale[n, g] * (code[n, k] - zero_point[n, g]) + offset[n, g]) / input_scale[k]``,
+    ``g = k // group_size``
 
     Portable layout (version 1)
         packed       uint8 (N, ceil(K * bits / 8)): two's complement codes as a bitstream aligned to rows, least
@@ -37,6 +39,8 @@ class IntWeight(WeightFormat):
                      int8 for all codes; with 8 bits, zero points and groups exclude each other.
         input_scale  float32 (K,), in 2**-126..2**126, or None: the codes are those of W * diag(input_scale)
                      (SPIQ, thesis eq. 3.10-3.11), and dense() divides it out again. Of a convolution: (I,).
+        offset       float32, shaped like scale and finite, or None: a real minimum (gguf's Q4_1), or a zero point that
+                     int8 cannot hold. Weight-only: whatever multiplies integers refuses a weight that has one.
 
         bits = 8, codes -128, -1, 0, 127       ->   bytes 0x80 0xff 0x00 0x7f
         bits = 4, codes -8, -1, 0, 7, 3        ->   bytes 0xf8 0x70 0x03
@@ -62,6 +66,7 @@ class IntWeight(WeightFormat):
     group_size: object = None
     shape: tuple = None
     input_scale: object = None
+    offset: object = None
 
     def __post_init__(self):
         where, put = "IntWeight", lambda name, value: object.__setattr__(self, name, value)
@@ -96,6 +101,8 @@ class IntWeight(WeightFormat):
             self._check_zero_point(where, w["zero_point"], w["scale"].shape)
         if "input_scale" in w:
             check_input_scale(where, w["input_scale"], self.shape[1])
+        if "offset" in w:
+            _check_offset(where, w["offset"], w["scale"].shape)
         terms = self.group_size if self.is_grouped else k
         if terms * 128 * self.code_extreme > INT32_MAX:
             most = INT32_MAX // (128 * self.code_extreme)
@@ -184,7 +191,7 @@ class IntWeight(WeightFormat):
         return cls(packed, scale, zp, bits, group_size, shape, input_scale)
 
     @classmethod
-    def pack(cls, codes, scale, zero_point=None, bits=8, group_size=None, input_scale=None):
+    def pack(cls, codes, scale, zero_point=None, bits=8, group_size=None, input_scale=None, offset=None):
         """Wrap a compressor's own codes, without rounding anything.
 
         Args:
@@ -195,6 +202,7 @@ class IntWeight(WeightFormat):
             zero_point: None, an integer for all, or integers shaped like scale. Formats with unsigned codes
                 subtract 2**(bits - 1) from codes and zero points.
             input_scale: (K,) positive, that the codes have folded in.
+            offset: None, a number for all, or numbers shaped like scale, added to the scaled codes; rounded to float32.
 
         Raises:
             DTypeError: codes or zero points that are not integers.
@@ -216,13 +224,16 @@ class IntWeight(WeightFormat):
             zp = np.full(s.shape, zp, np.int16) if zp.shape == (1, 1) else zp
         if input_scale is not None:
             input_scale = as_float32(input_scale, where, "input_scale")
+        if offset is not None:
+            offset = _as_column(as_float32(offset, where, "offset"))
+            offset = np.full(s.shape, offset, np.float32) if offset.shape == (1, 1) else offset
         packed = (
             np.ascontiguousarray(q).view(np.uint8) if bits == 8 else pack_rows(to_unsigned(q, bits), bits)
         )
-        arrays = (packed, s, zp, input_scale)
+        arrays = (packed, s, zp, input_scale, offset)
         arrays = (None if a is None else np.ascontiguousarray(a) for a in arrays)
-        packed, s, zp, input_scale = (as_kind(a, codes) for a in arrays)
-        return cls(packed, s, zp, bits, group_size, shape, input_scale)
+        packed, s, zp, input_scale, offset = (as_kind(a, codes) for a in arrays)
+        return cls(packed, s, zp, bits, group_size, shape, input_scale, offset)
 
     @property
     def is_grouped(self):
@@ -243,16 +254,20 @@ class IntWeight(WeightFormat):
         w, count = self.numpy(), 2**self.bits
         index = to_unsigned(w.codes(), self.bits)
         table = to_signed(np.arange(count, dtype=np.uint8), self.bits).astype(np.float32)[None]
-        offset = None if w.zero_point is None else -(w.scale * w.zero_point.astype(np.float32))
+        offset = w.offset
+        if w.zero_point is not None:
+            zero = -(w.scale * w.zero_point.astype(np.float32))
+            offset = zero if offset is None else zero + offset
         group_size = self.group_size if self.is_grouped else None
         return Lookup(self.bits, index, table, w.scale, offset, group_size, w.input_scale)
 
     def dense(self):
-        """``scale * (code - zero_point) / input_scale``: float32, shaped like the weight, each operation rounded."""
+        """The class's formula: float32, shaped like the weight, each operation rounded."""
         w = self.numpy()
         q = w.codes().astype(np.float32)
         q = q if w.zero_point is None else q - w.per_code(w.zero_point.astype(np.float32))
-        q = (q * w.per_code(w.scale)).reshape(self.shape)
+        q = q * w.per_code(w.scale)
+        q = (q if w.offset is None else q + w.per_code(w.offset)).reshape(self.shape)
         if w.input_scale is not None:
             q = q / w.input_scale.reshape(1, -1, *(1,) * (len(self.shape) - 2))
         return as_kind(q, self.packed)
@@ -347,6 +362,14 @@ def check_scale(where, name, s, n, k, group_size=None):
         raise FormatError(
             f"{where}: {name}[{bad[0]}, {bad[1]}] is {s[bad]}; accepted: finite and not negative."
         )
+
+
+def _check_offset(where, offset, shape):
+    if offset.shape != shape:
+        raise FormatError(f"{where}: offset has shape {offset.shape}; it must be shaped like scale, {shape}.")
+    bad = first_bad(~np.isfinite(offset))
+    if bad is not None:
+        raise FormatError(f"{where}: offset[{bad[0]}, {bad[1]}] is {offset[bad]}; accepted: finite numbers.")
 
 
 def checked_shape(where, shape, what="shape is"):

@@ -9,6 +9,7 @@ from .._arrays import as_kind, as_numpy, is_torch
 from ..cpu import ACTIVATIONS, dtype_name
 from ..errors import ArgumentError, DTypeError, UnsupportedError
 from ..formats import WeightFormat
+from ..formats.base import check_integer
 from ..quant import Requant
 
 INT32_MAX = 2**31 - 1
@@ -133,7 +134,8 @@ def name_of_dtype(op, dtype, default, accepted):
 
 
 def check_accumulator(op, w, lo, hi, zero_point, bias=None, along="K"):
-    """Refuse what could leave int32: K * max|x - x_zero_point| * max|w - w_zero_point| + max|bias|."""
+    """Refuse what could leave int32: K * max|x - x_zero_point| * max|w - w_zero_point| + max|bias|, and offsets."""
+    check_integer(op, w)
     terms = w.group_size if w.is_grouped else w.matrix_shape[1]
     largest = terms * max(abs(lo - zero_point), abs(hi - zero_point)) * w.code_extreme
     if bias is not None and len(bias):

@@ -80,7 +80,7 @@ def fused_multiply_add(a, b, c):
 
 
 def linear_float(x, w, bias=None, activation=None, out_dtype=np.float32):
-    """Weight-only: ``y = act((x / input_scale) @ (scale * (code - zero_point)).T + bias)``.
+    """Weight-only: ``y = act((x / input_scale) @ (scale * (code - zero_point) + offset).T + bias)``.
 
     The dot product is accumulated in float64 and rounded to float32; bias and activation follow in float32.
     Kernels accumulate in float32, so they agree within a tolerance.
@@ -95,6 +95,7 @@ def linear_float(x, w, bias=None, activation=None, out_dtype=np.float32):
     x = x if w.input_scale is None else x / w.input_scale
     codes = w.codes() if w.zero_point is None else w.codes() - w.per_code(w.zero_point.astype(np.float64))
     w_scaled = codes * w.per_code(w.scale.astype(np.float64))
+    w_scaled = w_scaled if w.offset is None else w_scaled + w.per_code(w.offset.astype(np.float64))
     with np.errstate(over="ignore"):
         return _finish((x @ w_scaled.T).astype(np.float32), bias, activation, out_dtype)
 
