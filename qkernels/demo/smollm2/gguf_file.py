@@ -65,7 +65,7 @@ class File:
     """
 
     def __init__(self, path):
-        self._bytes, self._at, self._path = np.memmap(path, np.uint8, "r"), 0, path
+        self._bytes, self._at, self._path = np.asarray(np.memmap(path, np.uint8, "r")), 0, path
         try:
             self._head()
         except (struct.error, UnicodeDecodeError, KeyError) as e:
