@@ -14,12 +14,13 @@ from .gguf_file import File
 from .model import LanguageModel, linear_layers
 from .recipes import RECIPES, build
 
-PROMPT, DECODED = 256, 32  # tokens
-CHUNK, CONTEXT = 512, 128  # tokens read at once for the perplexity, and those of them that are only read
+# Tokens of the prompt, decoded after it, read at once for the perplexity, and of these only read; and such chunks.
+PROMPT, DECODED, CHUNK, CONTEXT, CHUNKS = 256, 32, 512, 128, 8
+QUICK = 64, 8, 128, 32, 2
 ITEM, LAYERS = "a token", "linear layers"
 CASES = {
     "decode": shared.Case("decode", "Decoding, batch 1", "decode", "tok/s"),
-    "prompt": shared.Case("prompt", f"Prompt of {PROMPT}", "prompt", "tok/s"),
+    "prompt": shared.Case("prompt", "Prompt", "prompt", "tok/s"),
 }
 FLOATS = ("float32", "bfloat16")
 PLAIN = "nn.Linear"
@@ -102,10 +103,11 @@ def measure(recipes, quick, progress):
     """The result of the demo: settings, rows, notes."""
     say = progress.console.print
     file = File(data.model_file())
-    count, decoded = (1, 8) if quick else (8, DECODED)
+    length, decoded, chunk, context, count = QUICK if quick else (PROMPT, DECODED, CHUNK, CONTEXT, CHUNKS)
     ids = torch.tensor(data.Tokenizer(file.metadata)("\n".join(data.documents())))
-    scored, prompt, ids = ids[: count * CHUNK].split(CHUNK), ids[8 * CHUNK :][:PROMPT], ids[8 * CHUNK + PROMPT :]
-    calibration = [(part,) for part in ids[: 4 * PROMPT].split(PROMPT)]
+    scored, rest = ids[: count * chunk].split(chunk), ids[CHUNKS * CHUNK :]
+    prompt, seen = rest[:length], rest[PROMPT : PROMPT + 4 * length]
+    calibration = [(part,) for part in seen.split(length)]
     cases = {"decode": [(decoded,)], "prompt": [(prompt,)]}
     model = LanguageModel.load(file)
     layers = linear_layers(model)
@@ -131,7 +133,7 @@ def measure(recipes, quick, progress):
     rows, texts = [], {}
     for v in variants:
         if v.model not in texts:  # a compiled variant reads with the same model
-            texts[v.model] = perplexity(v.model, scored, CONTEXT)
+            texts[v.model] = perplexity(v.model, scored, context)
         score, tokens = texts[v.model]
         quality = {
             "perplexity": score,
@@ -140,7 +142,7 @@ def measure(recipes, quick, progress):
         }
         rows.append(shared.row(v, times, cases, recipes, 1) | quality)
         progress.advance(step)
-    items = {"decode": decoded, "prompt": PROMPT}
+    items = {"decode": decoded, "prompt": length}
     shared.summarize(rows, PLAIN, items, FLOATS)
     notes.append(
         "the float weights are dequantized 4-bit (Q4_1; the embedding and the head Q8_0), so perplexities compare with "
@@ -152,10 +154,10 @@ def measure(recipes, quick, progress):
         "weights": sum(m.weight.numel() for m in layers.values()),
         "file_bytes": data.model_file().stat().st_size,
         "items": items,
-        "scored_tokens": count * (CHUNK - CONTEXT),
-        "chunk": CHUNK,
-        "context": CONTEXT,
-        "calibration_tokens": 4 * PROMPT,
+        "scored_tokens": count * (chunk - context),
+        "chunk": chunk,
+        "context": context,
+        "calibration_tokens": len(seen),
         "rounds": len(rows[0]["times"]["decode"]),
         "quick": quick,
     }
