@@ -19,7 +19,9 @@ from qkernels.demo.smollm2.gguf_file import Blocks, File
 from qkernels.demo.smollm2.model import Config, LanguageModel, Rows, linear_layers
 from qkernels.errors import ArgumentError, FormatError, UnsupportedError
 
-TEXT = "Hundreds of people were forced to vacate their homes; 1234 naïve cafés in 東京 didn't.\n\n  def f(x): return 2*x"
+TEXT = (
+    "Hundreds of people had to leave their homes; 1234 naïve cafés in 東京 didn't.\n\n  def f(x): return 2*x"
+)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,11 @@ def original(model, file):
     their = {
         **{"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj"},
         **{"attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj"},
-        **{"ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"},
+        **{
+            "ffn_down": "mlp.down_proj",
+            "attn_norm": "input_layernorm",
+            "ffn_norm": "post_attention_layernorm",
+        },
     }
     state = {}
     for tensor in file.tensors:

@@ -151,7 +151,9 @@ def row(variant, times, cases, ours, repeats=3):
         "weight_bytes": variant.weight_bytes(),
         "bits_per_weight": variant.bits_per_weight(),
         "times": times[variant.name],
-        "outside_share": {case: outside_share(variant, case, parts, repeats) for case, parts in cases.items()},
+        "outside_share": {
+            case: outside_share(variant, case, parts, repeats) for case, parts in cases.items()
+        },
     }
 
 

@@ -45,7 +45,8 @@ def draw(demo, result, path):
         figure.suptitle(demo.title(result), x=0.01, ha="left", fontsize=15, weight="bold")
         facts = (
             f"{m['cpu']}, {s['threads']} threads. torch {m['torch']}, qkernels {m['qkernels']}. Medians of "
-            f"{s['rounds']} rounds, thin lines: quartiles. ×: speed-up over the fastest {' or '.join(demo.FLOATS)} (dashed)."
+            f"{s['rounds']} rounds, thin lines: quartiles. ×: speed-up over the fastest "
+            f"{' or '.join(demo.FLOATS)} (dashed)."
         )
         figure.text(0.01, 0.015, facts, color=FAINT, fontsize=9)
         figure.tight_layout(rect=(0, 0.04, 1, 0.98), w_pad=2)

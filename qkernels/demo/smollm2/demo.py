@@ -12,7 +12,7 @@ from ..variants import COMPILED, QK, Variant, compile_some, compiler, nbytes
 from . import data
 from .gguf_file import File
 from .model import LanguageModel, linear_layers
-from .recipes import RECIPES, build
+from .recipes import RECIPES, build  # noqa: F401
 
 # Tokens of the prompt, decoded after it, read at once for the perplexity, and of these only read; and such chunks.
 PROMPT, DECODED, CHUNK, CONTEXT, CHUNKS = 256, 32, 512, 128, 8
@@ -184,7 +184,9 @@ def perplexity(model, chunks, context):
 def embedding_bytes(model):
     """Bytes of the embedding where it is not the head's matrix."""
     weight = getattr(model.embed, "weight", None)
-    return 0 if weight is not None and weight is model.head.weight else sum(map(nbytes, model.embed.buffers()))
+    return (
+        0 if weight is not None and weight is model.head.weight else sum(map(nbytes, model.embed.buffers()))
+    )
 
 
 def quality_columns(result):
@@ -209,20 +211,20 @@ def timed(result):
     """What the two cases are."""
     items = result["settings"]["items"]
     return (
-        f"Prompt: {items['prompt']} tokens read at once into an empty cache. Decode: the {items['decode']} tokens after "
-        "them, one by one, each the most likely one."
+        f"Prompt: {items['prompt']} tokens read at once into an empty cache. Decode: the {items['decode']} tokens "
+        "after them, one by one, each the most likely one."
     )
 
 
 def explanation(result):
     s = result["settings"]
     return [
-        f"Perplexity: over {s['scored_tokens']} tokens of Australian news (the Lee background corpus), read in chunks of "
-        f"{s['chunk']} of which the first {s['context']} are only context. Same token: where the most likely token is "
-        f"that of float32. Recipes that calibrate saw {s['calibration_tokens']} other tokens of the corpus.",
-        f"Weights: of the {s['linear_layers']} linear layers, four in each of 30 layers and the head over the vocabulary, "
-        "scales and zero points included. The embedding is the head's matrix; where the head is compressed it is kept "
-        f"as the file stores it, 8.5 bits a weight. The file has {s['file_bytes'] / 1e6:.1f} MB.",
+        f"Perplexity: over {s['scored_tokens']} tokens of Australian news (the Lee background corpus), read in chunks "
+        f"of {s['chunk']} of which the first {s['context']} are only context. Same token: where the most likely "
+        f"token is that of float32. Recipes that calibrate saw {s['calibration_tokens']} other tokens of the corpus.",
+        f"Weights: of the {s['linear_layers']} linear layers, four in each of 30 layers and the head over the "
+        "vocabulary, scales and zero points included. The embedding is the head's matrix; where the head is compressed "
+        f"it is kept as the file stores it, 8.5 bits a weight. The file has {s['file_bytes'] / 1e6:.1f} MB.",
     ]
 
 
@@ -237,9 +239,9 @@ def headline(result):
     best = max(close, key=lambda r: r["decode"]["speedup"])
     decode, prompt = (best[case]["speedup"] for case in ("decode", "prompt"))
     return (
-        f"{best['family']} writes {best['decode']['per_second']:.0f} tokens a second, {decode:.1f} times as many as the "
-        f"fastest float torch, and reads prompts {prompt:.1f} times as fast, in {best['bits_per_weight']:.1f} bits per "
-        f"weight, at a perplexity of {best['perplexity']:.2f} (float32: {exact:.2f})."
+        f"{best['family']} writes {best['decode']['per_second']:.0f} tokens a second, {decode:.1f} times as many as "
+        f"the fastest float torch, and reads prompts {prompt:.1f} times as fast, in {best['bits_per_weight']:.1f} bits "
+        f"per weight, at a perplexity of {best['perplexity']:.2f} (float32: {exact:.2f})."
     )
 
 

@@ -112,5 +112,7 @@ class File:
         n, width = int(np.prod(shape[1:], dtype=np.int64)), shape[0] // weights * size
         raw = self._bytes[start + offset : start + offset + n * width]
         if shape[0] % weights or len(raw) != n * width:
-            raise FormatError(f"demo: {self._path}: {name} is {shape} in {kind}, which the file does not hold.")
+            raise FormatError(
+                f"demo: {self._path}: {name} is {shape} in {kind}, which the file does not hold."
+            )
         return Blocks(kind, raw.reshape(n, width))

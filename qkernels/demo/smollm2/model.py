@@ -1,8 +1,7 @@
 """SmolLM2: a Llama network for one sequence at a time, its keys and values kept in a cache.
 
-Query, key and value are one linear layer, gate and up another, and the weights keep the order of the gguf file, in which
-a rotary position turns neighbouring numbers: a complex product. A step of one token is about a dozen calls a layer.
-Every variant that the demo measures runs this module; they differ in their linear layers.
+Query, key and value are one linear layer, gate and up another, and the weights keep the order of the gguf file, in
+which a rotary position turns neighbouring numbers: a complex product. A step of one token is some twenty calls a layer. variant that the demo measures runs this module; they differ in their linear layers.
 """
 
 import math
@@ -48,7 +47,9 @@ def rotations(config, length):
     """
     frequency = config.rope_base ** (-torch.arange(0, config.head, 2, dtype=torch.float64) / config.head)
     angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
-    turn = torch.polar(torch.ones_like(angle), angle)[:, None].repeat(1, config.heads + 2 * config.kv_heads, 1)
+    turn = torch.polar(torch.ones_like(angle), angle)[:, None].repeat(
+        1, config.heads + 2 * config.kv_heads, 1
+    )
     turn[:, config.heads + config.kv_heads :] = 1
     return turn.to(torch.complex64)
 
@@ -92,7 +93,7 @@ class Layer(nn.Module):
         """(T, hidden) -> (T, hidden) for the tokens from position ``start`` on.
 
         store  (2 * kv_heads, length, head): keys, then values, of which ``start`` positions are there; gets T more.
-        mask   with ``start`` as a tensor (1,), of one token: which positions of the store to look at, bool (length,).
+        mask   with ``start`` as a tensor (1,), of one token: which positions of the store to look at, bool (1, length).
         """
         turned = rotate(self.qkv(self.norm1(x)).unflatten(-1, (-1, self.head)), turn)
         q, new = turned[:, : self.heads], turned[:, self.heads :].transpose(0, 1)
@@ -119,7 +120,7 @@ class Layer(nn.Module):
 
 
 class Rows(nn.Module):
-    """An embedding as the gguf file stores it (Q8_0): int8 codes and a scale for each 32 of them; float32 out, exact."""
+    """An embedding as the gguf file stores it (Q8_0): int8 codes, a scale for each 32 of them; float32 out, exact."""
 
     def __init__(self, blocks):
         super().__init__()
@@ -182,7 +183,7 @@ class LanguageModel(nn.Module):
     def step(self, ids, cache, start):
         """``forward`` of one token at position ``start``, a tensor (1,): a graph of one shape for torch.compile."""
         turn, x = self.turns.index_select(0, start), self.embed(ids)
-        mask = torch.arange(cache.shape[2]) <= start
+        mask = (torch.arange(cache.shape[2]) <= start)[None]
         for layer, store in zip(self.layers, cache.unbind()):
             x = layer(x, turn, store, start, mask)
         return self.head(self.norm(x))
