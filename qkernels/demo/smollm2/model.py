@@ -1,7 +1,8 @@
 """SmolLM2: a Llama network for one sequence at a time, its keys and values kept in a cache.
 
 Query, key and value are one linear layer, gate and up another, and the weights keep the order of the gguf file, in
-which a rotary position turns neighbouring numbers: a complex product. A step of one token is some twenty calls a layer. variant that the demo measures runs this module; they differ in their linear layers.
+which a rotary position turns neighbouring numbers: a complex product. A step of one token is twenty calls a layer.
+Every variant that the demo measures runs this module; they differ in their linear layers.
 """
 
 import math
@@ -41,7 +42,8 @@ class Config(NamedTuple):
 
 
 def rotations(config, length):
-    """complex64 (length, heads + 2 * kv_heads, head / 2): what turns each pair of a token's queries, keys and values.
+    """float32 (length, heads + 2 * kv_heads, head / 2, 2): the complex number that turns each pair of a token's numbers.
+
 
     exp(i * position * base**(-2 j / head)) for pair j (Su et al. 2021); 1 for values, so that one product does all.
     """
@@ -51,16 +53,17 @@ def rotations(config, length):
         1, config.heads + 2 * config.kv_heads, 1
     )
     turn[:, config.heads + config.kv_heads :] = 1
-    return turn.to(torch.complex64)
+    return torch.view_as_real(turn).float()
 
 
 def rotate(x, turn):
     """(T, H, head), its neighbours as complex numbers, times ``turn``; computed in float32."""
     pairs = x.float().unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():  # inductor writes no code for complex numbers
-        (a, b), (c, s) = pairs.unbind(-1), torch.view_as_real(turn).unbind(-1)
+        (a, b), (c, s) = pairs.unbind(-1), turn.unbind(-1)
         return torch.stack((a * c - b * s, a * s + b * c), -1).flatten(-2).to(x.dtype)
-    return torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2).to(x.dtype)
+    product = torch.view_as_complex(pairs) * torch.view_as_complex(turn)
+    return torch.view_as_real(product).flatten(-2).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -146,7 +149,7 @@ class LanguageModel(nn.Module):
         self.norm = RMSNorm(config.hidden, config.eps)
         self.head = nn.Linear(config.hidden, config.vocabulary, bias=False)
         self.head.weight = self.embed.weight
-        self.register_buffer("turns", rotations(config, longest), persistent=False)
+        self.turns = rotations(config, longest)  # no buffer: float32 in a bfloat16 model too
 
     @classmethod
     def load(cls, file):
