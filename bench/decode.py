@@ -166,6 +166,8 @@ def start(names, python, request, console):
             engine.close()
         else:
             engines.append(engine)
+    if not engines:
+        raise SystemExit("decode: no engine runs; the lines above say why.")
     return engines
 
 

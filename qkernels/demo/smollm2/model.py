@@ -42,8 +42,7 @@ class Config(NamedTuple):
 
 
 def rotations(config, length):
-    """float32 (length, heads + 2 * kv_heads, head / 2, 2): the complex number that turns each pair of a token's numbers.
-
+    """float32 (length, heads + 2 * kv_heads, head / 2, 2): the complex number that turns each pair of a head's numbers.
 
     exp(i * position * base**(-2 j / head)) for pair j (Su et al. 2021); 1 for values, so that one product does all.
     """
