@@ -57,12 +57,12 @@ def rotations(config, length):
 
 def rotate(x, turn):
     """(T, H, head), its neighbours as complex numbers, times ``turn``; computed in float32."""
-    pairs = x.float().unflatten(-1, (-1, 2))
+    pairs = x.float().view(*x.shape[:-1], -1, 2)
     if torch.compiler.is_compiling():  # inductor writes no code for complex numbers
         (a, b), (c, s) = pairs.unbind(-1), turn.unbind(-1)
         return torch.stack((a * c - b * s, a * s + b * c), -1).flatten(-2).to(x.dtype)
     product = torch.view_as_complex(pairs) * torch.view_as_complex(turn)
-    return torch.view_as_real(product).flatten(-2).to(x.dtype)
+    return torch.view_as_real(product).view(x.shape).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -97,7 +97,7 @@ class Layer(nn.Module):
         store  (2 * kv_heads, length, head): keys, then values, of which ``start`` positions are there; gets T more.
         mask   with ``start`` as a tensor (1,), of one token: which positions of the store to look at, bool (1, length).
         """
-        turned = rotate(self.qkv(self.norm1(x)).unflatten(-1, (-1, self.head)), turn)
+        turned = rotate(self.qkv(self.norm1(x)).view(len(x), -1, self.head), turn)
         q, new = turned[:, : self.heads], turned[:, self.heads :].transpose(0, 1)
         if mask is None:
             store = store[:, : start + len(x)]
@@ -105,12 +105,12 @@ class Layer(nn.Module):
         else:
             store.index_copy_(1, start, new)
         x = x + self.out(self._attend(q, store, start, mask))
-        gate, up = self.gate_up(self.norm2(x)).chunk(2, -1)
+        gate, up = self.gate_up(self.norm2(x)).view(len(x), 2, -1).unbind(1)
         return x + self.down(F.silu(gate) * up)
 
     def _attend(self, q, store, start, mask):
         """(T, heads, head) over the store -> (T, hidden)."""
-        k, v = store[None].chunk(2, 1)
+        k, v = store.view(2, 1, -1, *store.shape[1:]).unbind(0)
         if len(q) == 1:  # the heads that share keys are as rows of one head
             q = q.view(1, -1, self.shared, self.head)
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).view(1, -1)
