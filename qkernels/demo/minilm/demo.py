@@ -63,7 +63,11 @@ def build(model, recipes, calibration, cases, compile_seconds, say):
     notes, variants = [], [_variant("float32", PLAIN, model)]
     variants.append(_variant("bfloat16", PLAIN, copy.deepcopy(model).bfloat16()))
     if torch.backends.mkldnn.is_available():
-        variants += [_variant(v.family, PREPACKED, prepacked(v.model)) for v in variants]
+        for v in list(variants):
+            try:
+                variants.append(_variant(v.family, PREPACKED, prepacked(v.model)))
+            except RuntimeError as e:  # oneDNN takes bfloat16 on some CPUs only
+                notes.append(f"{v.family} prepacked: left out, {str(e).splitlines()[0]}.")
     else:
         notes.append("prepacked: this torch has no oneDNN, so float32 at its best is plain or compiled.")
     for name in recipes:
