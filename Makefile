@@ -1,5 +1,5 @@
 # make demo   set everything up in .venv and run the main job: a sentence model, compressed and measured
-#             (MODEL=efficientnet-lite0: an image classifier)
+#             (MODEL=efficientnet-lite0: an image classifier; MODEL=smollm2: a language model)
 # make test   set everything up in .venv and run the tests
 # make bench  microbenchmarks with percent of the machine's limit, a table and JSON in bench/results/
 # make lint / format / wheelcheck / sanitize / clean

@@ -45,7 +45,7 @@ def info(
 
 @commands.command()
 def demo(
-    model: Annotated[str, typer.Option(help="minilm, a sentence model, or efficientnet-lite0.")] = "minilm",
+    model: Annotated[str, typer.Option(help="minilm, efficientnet-lite0 or smollm2.")] = "minilm",
     recipes: Annotated[str, typer.Option(help="Recipes, separated by commas; all by default.")] = "",
     threads: Threads = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo-out"),

@@ -1,6 +1,7 @@
 """Time of the variants. Everything is measured in one run, on the same threads, in turns."""
 
 import time
+from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
@@ -19,11 +20,35 @@ MULTIPLY_EVENTS = {  # operators that multiply by a weight in a compiled graph
 }
 
 
-def in_turns(variants, cases, seconds, least, most, tick):
+@dataclass(frozen=True)
+class Case:
+    """One thing that every variant is timed at, and how it is shown.
+
+    column   heading in the table; ``panel`` in the picture; ``short`` where the shares of the time are listed.
+    unit     of the table: "ms" a call, or what is done "/s".
+    repeats  calls a round, of which the median counts; with more than one, an untimed one comes before.
+    """
+
+    column: str
+    panel: str
+    short: str
+    unit: str = "ms"
+    repeats: int = 1
+
+    @property
+    def rate(self):
+        return self.unit != "ms"
+
+
+def in_turns(variants, cases, kinds, seconds, least, most, tick):
     """Time all variants in turns, A B C A B C, until ``seconds`` are over.
 
-    A round takes, of each variant in turn, 5 calls of "one" after an untimed one, then of each in turn one
-    call of "batch". Returns {variant name: {case: seconds, one per round}}; of "one" it is the median.
+    A round takes each case of each variant in turn, as its Case says. Returns {variant name: {case: seconds, one
+    per round}}.
+
+    Args:
+        cases: {case: what its calls take, one tuple of arguments a call}.
+        kinds: {case: Case}.
     """
     times = {v.name: {case: [] for case in cases} for v in variants}
     start = time.perf_counter()
@@ -32,8 +57,8 @@ def in_turns(variants, cases, seconds, least, most, tick):
             break
         for case, parts in cases.items():
             for v in variants:
-                call, repeats = v.run[case], 5 if case == "one" else 1
-                if case == "one":
+                call, repeats = v.run[case], kinds[case].repeats
+                if repeats > 1:
                     call(*parts[0])
                 times[v.name][case].append(median(_clock(call, parts) for _ in range(repeats)))
         tick(min(1.0, max((time.perf_counter() - start) / seconds, 0.0)) if r >= least else 0.0)
@@ -56,11 +81,15 @@ def spread(samples):
 def outside_share(variant, case, parts, repeats=3):
     """Share of the time that is not spent in the layers with weights: median of ``repeats`` measured calls.
 
+    None where a compiled graph multiplies in code of its own, which no operator's name tells from the rest.
+
     Eager models get a clock around each layer. A compiled graph has no layers left to put one around, so its
     multiplies are read from the profiler (an activation counts with the multiply that it is fused into).
     """
-    measure = _outside_profiled if variant.how == COMPILED else _outside_clocked
-    return median(measure(variant, case, parts) for _ in range(repeats))
+    graph = variant.how == COMPILED and variant.run[case] is not variant.eager.get(case)
+    measure = _outside_profiled if graph else _outside_clocked
+    shares = [measure(variant, case, parts) for _ in range(repeats)]
+    return None if None in shares else median(shares)
 
 
 def _outside_clocked(variant, case, parts):
@@ -104,15 +133,16 @@ def _outside_profiled(variant, case, parts):
     with profile(use_kineto=False) as events:
         total = _clock(variant.run[case], parts)
     inside = sum(e.cpu_time_total for e in events.key_averages() if e.key in MULTIPLY_EVENTS)
-    return 1 - inside * 1e-6 / total
+    return 1 - inside * 1e-6 / total if inside else None
 
 
-def row(variant, times, cases, ours):
+def row(variant, times, cases, ours, repeats=3):
     """What every row of the result says of a variant; the demo of a model adds its quality.
 
     Args:
         times: what in_turns returned.
         ours: recipes of qkernels.
+        repeats: calls of each case whose time is looked into.
     """
     return {
         "family": variant.family,
@@ -121,28 +151,30 @@ def row(variant, times, cases, ours):
         "weight_bytes": variant.weight_bytes(),
         "bits_per_weight": variant.bits_per_weight(),
         "times": times[variant.name],
-        "outside_share": {case: outside_share(variant, case, parts) for case, parts in cases.items()},
+        "outside_share": {
+            case: outside_share(variant, case, parts, repeats) for case, parts in cases.items()
+        },
     }
 
 
-def summarize(rows, plain, items):
+def summarize(rows, plain, items, floats=("float32",)):
     """Add to each row what follows from its times: medians, spreads, throughput, speed-ups of medians.
 
     Args:
         plain: ``how`` of the float32 row that users have.
-        items: sentences or images of the case "batch".
+        items: {case: sentences, images or tokens of one call}.
+        floats: families of which the fastest row of a case has speed-up 1.
     """
-    for case in ("one", "batch"):
-        best = min((r for r in rows if r["family"] == "float32"), key=lambda r: np.median(r["times"][case]))
+    for case, count in items.items():
+        best = min((r for r in rows if r["family"] in floats), key=lambda r: np.median(r["times"][case]))
         users = next(r for r in rows if r["family"] == "float32" and r["how"] == plain)
         for r in rows:
             t = np.array(r["times"][case])
             r[case] = {
                 "milliseconds": float(np.median(t) * 1e3),
                 "spread": spread(t),
-                "speedup_over_best_float32": float(np.median(best["times"][case]) / np.median(t)),
-                "speedup_over_plain_float32": float(np.median(users["times"][case]) / np.median(t)),
-                "is_best_float32": r is best,
+                "per_second": float(count / np.median(t)),
+                "speedup": float(np.median(best["times"][case]) / np.median(t)),
+                "speedup_over_plain": float(np.median(users["times"][case]) / np.median(t)),
+                "is_best": r is best,
             }
-            if case == "batch":
-                r[case]["per_second"] = float(items / np.median(t))

@@ -36,8 +36,8 @@ def machine():
 
 
 def speed_columns(demo):
-    shares = f"1, {demo.BATCH}"
-    return [("one", "ms"), ("speed", "x"), ("batches", "/s"), ("speed", "x"), ("outside", shares)]
+    times = [head for kind in demo.CASES.values() for head in ((kind.column, kind.unit), ("speed", "x"))]
+    return [*times, ("outside", ", ".join(kind.short for kind in demo.CASES.values()))]
 
 
 def columns(demo, result):
@@ -47,15 +47,17 @@ def columns(demo, result):
 
 def cells(demo, row):
     """One row of the table as texts: two names, then times, sizes and the quality."""
-    one, batch, share = row["one"], row["batch"], row["outside_share"]
+    times = []
+    for case, kind in demo.CASES.items():
+        t = row[case]
+        shown = f"{t['per_second']:.0f}" if kind.rate else f"{t['milliseconds']:.2f}"
+        times += [f"{shown} ±{t['spread']:.0%}", f"{t['speedup']:.2f}"]
+    shares = [row["outside_share"][case] for case in demo.CASES]
     return [
         row["family"],
         row["how"],
-        f"{one['milliseconds']:.2f} ±{one['spread']:.0%}",
-        f"{one['speedup_over_best_float32']:.2f}",
-        f"{batch['per_second']:.0f} ±{batch['spread']:.0%}",
-        f"{batch['speedup_over_best_float32']:.2f}",
-        f"{share['one']:.0%}, {share['batch']:.0%}",
+        *times,
+        ", ".join("-" if share is None else f"{share:.0%}" for share in shares),
         f"{row['weight_bytes'] / 1e6:.2f}",
         f"{row['bits_per_weight']:.2f}",
         *demo.quality_cells(row),
@@ -67,8 +69,8 @@ def explanation(demo, result):
     s = result["settings"]
     return [
         f"{demo.timed(result)} {s['threads']} threads, {s['rounds']} rounds, all rows in turns; median ± half the "
-        "distance of the quartiles. Speed: against the fastest float32 row of the column. Outside: share of the "
-        f"time that is not spent in the {demo.LAYERS}.",
+        f"distance of the quartiles. Speed: against the fastest {' or '.join(demo.FLOATS)} row of the column. Outside: "
+        f"share of the time that is not spent in the {demo.LAYERS}.",
         "; ".join(f"{how}: {meaning}" for how, meaning in demo.HOW.items()) + ".",
         *demo.explanation(result),
     ]

@@ -11,7 +11,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from ..errors import ArgumentError
 from . import report
 
-MODELS = {"minilm": ".minilm.demo", "efficientnet-lite0": ".efficientnet.demo"}  # name -> module here
+# name -> module here
+MODELS = {"minilm": ".minilm.demo", "efficientnet-lite0": ".efficientnet.demo", "smollm2": ".smollm2.demo"}
 
 
 def run(model="minilm", recipes=None, threads=None, out="demo-out", quick=False, console=None):

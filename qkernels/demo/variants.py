@@ -12,11 +12,13 @@ COMPILED, QK = "compiled", "qkernels"
 
 @dataclass
 class Variant:
-    """One way to run the model. ``run`` maps a case, "one" or "batch", to what is called with a batch.
+    """One way to run the model. ``run`` maps a case to what is called with its arguments: both "one" and "batch" to the
+    model itself, unless said otherwise.
 
     layers  {name: layer} of the layers with weights, of which times and sizes are reported: modules with ``weight`` and
             ``bias``, or steps of an IntegerNetwork.
     freeze  torch.compile may take the weights as constants.
+    eager   of a compiled variant, {case: call} of those in ``run`` that are not compiled.
     """
 
     family: str  # "float32", "bfloat16" or the name of a recipe
@@ -25,6 +27,7 @@ class Variant:
     layers: dict
     freeze: bool = False
     run: dict = field(default_factory=dict)
+    eager: dict = field(default_factory=dict)
 
     def __post_init__(self):
         self.run = self.run or {"one": self.model, "batch": self.model}
@@ -87,11 +90,12 @@ def compiled(variant, cases, dynamic):
     return new, time.perf_counter() - start
 
 
-def compile_some(variants, cases, dynamic, limit, say):
+def compile_some(variants, cases, dynamic, limit, say, compile=compiled):
     """Those of ``variants`` that torch.compile takes, compiled, and notes on the others.
 
-    limit  no compilation starts after this many seconds; 0 compiles nothing.
-    say    called with a line of progress.
+    limit    no compilation starts after this many seconds; 0 compiles nothing.
+    say      called with a line of progress.
+    compile  makes the compiled variant and says how long it took, as ``compiled`` does.
     """
     done, notes, spent = [], [], 0.0
     for variant in variants if limit else ():
@@ -102,7 +106,7 @@ def compile_some(variants, cases, dynamic, limit, say):
         say(f"compiling {family} with torch.compile ...")
         start = time.perf_counter()
         try:
-            new, seconds = compiled(variant, cases, dynamic)
+            new, seconds = compile(variant, cases, dynamic)
             done.append(new)
             say(f"compiled {family} in {seconds:.0f} s")
         except Exception as e:  # no compiler, no headers, an operator that inductor lacks: the rest counts

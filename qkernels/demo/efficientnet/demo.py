@@ -15,6 +15,11 @@ from .model import EfficientNetLite, conv_layers
 from .recipes import RECIPES
 
 BATCH, ITEM, LAYERS = 8, "an image", "convolutions and the classifier"
+CASES = {
+    "one": shared.Case("one", "One image", "1", repeats=5),
+    "batch": shared.Case("batches", f"Batch of {BATCH}", f"{BATCH}", "/s"),
+}
+FLOATS = ("float32",)  # what speed is told against
 PLAIN, FOLDED = "nn.Conv2d", "folded"
 HOW = {
     PLAIN: "torch as it comes, channels last",
@@ -84,7 +89,7 @@ def measure(recipes, quick, progress):
 
     step = progress.add_task(f"timing {len(variants)} variants in turns", total=1.0)
     limits = (0, 3, 3) if quick else (30, 7, 40)
-    times = shared.in_turns(variants, cases, *limits, lambda f: progress.update(step, completed=f))
+    times = shared.in_turns(variants, cases, CASES, *limits, lambda f: progress.update(step, completed=f))
     progress.update(step, completed=1.0)
 
     step = progress.add_task("comparing their classes", total=len(variants))
@@ -99,11 +104,12 @@ def measure(recipes, quick, progress):
         }
         rows.append(shared.row(v, times, cases, recipes) | quality)
         progress.advance(step)
-    shared.summarize(rows, PLAIN, BATCH)
+    items = {"one": 1, "batch": BATCH}
+    shared.summarize(rows, PLAIN, items)
     settings = {
         "threads": torch.get_num_threads(),
         "layers": len(conv_layers(model)),
-        "items": BATCH,
+        "items": items,
         "batch": BATCH,
         "labelled": len(labels),
         "views": len(views),
@@ -173,8 +179,8 @@ def headline(result):
     """The result in one sentence: the integer network, else the fastest recipe."""
     ours = [r for r in result["rows"] if r["qkernels"]]
     best = next((r for r in ours if r["family"] == "int8-integer"), None)
-    best = best or max(ours, key=lambda r: r["batch"]["speedup_over_best_float32"])
-    one, batch = (best[case]["speedup_over_best_float32"] for case in ("one", "batch"))
+    best = best or max(ours, key=lambda r: r["batch"]["speedup"])
+    one, batch = (best[case]["speedup"] for case in ("one", "batch"))
     return (
         f"{best['family']} classifies one image {one:.1f} times and {BATCH} images {batch:.1f} times as fast as the "
         f"best float32, in {best['bits_per_weight']:.1f} bits per weight, and agrees with it on "
