@@ -12,7 +12,6 @@ namespace {
 
 constexpr int64_t kSuperRows = 8 << 20;      // bytes of operands that one pass over the weight serves
 constexpr int64_t kTileRows = 192;           // rows whose partial sums are kept while k advances
-constexpr int64_t kBlockBytes = 256 << 10;   // of decoded operands that stay in L2 while rows pass over them
 constexpr int64_t kStreamBytes = 5 << 10;    // ahead of a stream of codes
 constexpr int64_t kPrefetchBytes = 1 << 20;  // smaller weights sit in L2
 
@@ -59,7 +58,7 @@ void each_span(const FloatHeader& h, int64_t most, Body body) {
 
 // Channels with tables of their own, and their codes one by one.
 template <class Element>
-void decode_own(const FloatView& w, int64_t panel, const Span& span, const Element* tables, int64_t entries,
+void decode_own(const FloatView& w, int64_t panel, const Span& span, const Element* tables, int64_t entries, int column,
                 Element* out) {
     const FloatHeader& h = *w.header;
     const int bits = static_cast<int>(h.bits);
@@ -69,8 +68,9 @@ void decode_own(const FloatView& w, int64_t panel, const Span& span, const Eleme
         for (int c = 0; c < kFloatPanelN; ++c)
             for (int i = 0; i < kFloatStepK; ++i) {
                 const Element* table = tables + w.table(panel * kFloatPanelN + c, segment) * entries;
-                const int64_t to = sizeof(Element) == 2 ? 2 * c + i : kFloatPanelN * i + c;
-                out[s * 128 + to] = table[code_of_step(codes + s * float_step_bytes(bits), bits, c, i)];
+                const int64_t step = (c / column * span.steps + s) * 2 * column;
+                const int64_t to = sizeof(Element) == 2 ? 2 * (c % column) + i : column * i + c % column;
+                out[step + to] = table[code_of_step(codes + s * float_step_bytes(bits), bits, c, i)];
             }
     }
 }
@@ -83,7 +83,7 @@ void run_panel(const FloatProblem& p, int64_t panel, int64_t begin, int64_t end)
     const int cols = static_cast<int>(std::min<int64_t>(kFloatPanelN, h.n - n0));
     const bool packed = h.tables_of == 0 && rows_all <= kMaxMr && f.micro[source][rows_all] != nullptr;
     const int64_t groups = packed ? 1 : ceil_div(rows_all, f.mr);
-    const int64_t most = packed ? h.k_pad : std::max<int64_t>(4, kBlockBytes / (128 * bytes));
+    const int64_t most = packed ? h.k_pad : f.block_steps;
     const int64_t step_bytes = float_step_bytes(h.bits);
     Ahead ahead;
     if (packed || (panel + 1 < h.panels() && h.panels() * h.panel_bytes() > kPrefetchBytes)) {
@@ -103,31 +103,29 @@ void run_panel(const FloatProblem& p, int64_t panel, int64_t begin, int64_t end)
         args.half_scale = h.half_scale;
         if (h.has_offset && span.ends) args.offset = p.w.offset(panel, span.segment);
         args.half_offset = h.half_offset;
+        args.pitch = p.lda;
+        args.sums_pitch = h.segments;
         if (!packed) {
             void* out = Scratch::get(span.steps * 128 * bytes, Scratch::panel).take<char>(span.steps * 128 * bytes);
             if (h.tables_of == 0) {
                 f.decode[source](args.codes, span.steps, args.table, out);
             } else if (bytes == 4) {
-                decode_own(p.w, panel, span, p.w.table32(0), h.entries32(), static_cast<float*>(out));
+                decode_own(p.w, panel, span, p.w.table32(0), h.entries32(), f.column, static_cast<float*>(out));
             } else {
-                decode_own(p.w, panel, span, p.w.table16(0), h.entries16(), static_cast<uint16_t*>(out));
+                decode_own(p.w, panel, span, p.w.table16(0), h.entries16(), f.column, static_cast<uint16_t*>(out));
             }
             args.codes = static_cast<const uint8_t*>(out);
         }
         const FloatMicroFn* micro = f.micro[packed ? source : kFromPanel];
-        each_group(begin, end, groups, [&](int64_t g, int64_t row, int rows) {
-            const void* x[kMaxMr];
-            const float* sums[kMaxMr];
-            for (int r = 0; r < rows; ++r) {
-                x[r] = p.a + (row + r) * p.lda + span.first * kFloatStepK * bytes;
-                sums[r] = p.sums + (row + r) * h.segments + span.segment;
-            }
-            args.rows = x;
-            args.sums = sums;
-            args.tile = tiles + (row - begin) * kFloatPanelN;
-            ahead.request(args, g, span.first);
-            micro[rows](args);
-        });
+        for (args.column = 0; args.column < (packed ? 1 : kFloatPanelN / f.column); ++args.column)
+            each_group(begin, end, groups, [&](int64_t g, int64_t row, int rows) {
+                args.x = p.a + row * p.lda + span.first * kFloatStepK * bytes;
+                args.sums = p.sums + row * h.segments + span.segment;
+                args.tile = tiles + (row - begin) * kFloatPanelN;
+                if (args.column == 0) ahead.request(args, g, span.first);
+                micro[rows](args);
+                args.lines = 0;
+            });
     });
     p.store(p.epilogue, tiles, begin, static_cast<int>(rows_all), n0, cols);
 }
@@ -191,7 +189,7 @@ void gemm_float(const FloatKernels& f, const void* x, DType x_type, int64_t m, i
             }
         };
         const LoopShape shape{std::min(most, m - row0), h.panels(), h.k_pad * bytes, h.n_pad * h.k_pad * bytes,
-                              std::min(kTileRows, rows_in_cache(h.k_pad * bytes))};
+                              kTileRows};
         over_panels(shape, threads, prepare,
                     [&](int64_t panel, int64_t begin, int64_t end) { run_panel(p, panel, begin, end); });
     }

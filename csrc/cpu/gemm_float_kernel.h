@@ -15,6 +15,8 @@
 namespace {
 
 namespace products {
+inline constexpr int COLUMN = NW_MANY * LANES;  // channels of a register tile
+
 // Codes of a step, planes joined: common/float_layout.h.
 template <int BITS>
 [[gnu::always_inline]] inline index code_at(const uint8_t* step, int channel, int sub) {
@@ -65,12 +67,12 @@ struct FromRamp {
         return products::ramp(step, channel, sub);
     }
 };
-struct FromPanel {
+struct FromPanel {  // [columns][steps], each step as load_weight() takes it
     static constexpr bool kWhole = false;
-    static constexpr int kBytes = 128 * sizeof(products::element);
+    static constexpr int kBytes = 2 * products::COLUMN * sizeof(products::element);
     explicit FromPanel(const void*) {}
     products::weight operator()(const uint8_t* step, int channel, int sub) const {
-        return products::load_weight(reinterpret_cast<const products::element*>(step), channel, sub);
+        return products::load_weight(reinterpret_cast<const products::element*>(step), channel % products::COLUMN, sub);
     }
 };
 
@@ -84,47 +86,55 @@ void micro_float(const qk::FloatArgs& args) {
     using namespace products;
     const qk::FloatArgs a = args;
     const From from(a.table);
-    constexpr int NW = ROWS == 1 ? NW_ONE : NW_MANY;
+    constexpr bool PANEL = std::is_same_v<From, FromPanel>;
+    constexpr int NW = ROWS == 1 && !PANEL ? NW_ONE : NW_MANY;
     constexpr int SETS = ROWS == 1 && NW < 8 ? 2 : 1;  // fewer than eight sums do not hide the latency of an addition
     const char* ahead = a.ahead;
-    const element* x[ROWS];
-    unroll<ROWS>([&](auto r) __attribute__((always_inline)) { x[r] = static_cast<const element*>(a.rows[r]); });
-    for (int column = 0; column < qk::kFloatPanelN; column += NW * LANES) {
-        const uint8_t* step = a.codes;
+    const int64_t pitch = a.pitch;
+    const int begin = PANEL ? a.column * COLUMN : 0, end = PANEL ? begin + COLUMN : qk::kFloatPanelN;
+    for (int column = begin; column < end; column += NW * LANES) {
+        const uint8_t* step = a.codes + (PANEL ? a.column * a.steps * From::kBytes : 0);
         const char *scale = a.scale, *offset = a.offset;
-        int64_t at = 0, group = 0;
+        // Two bases and a pitch reach six rows: a pointer a row would not leave the compiler registers for the rest.
+        const char *x0 = static_cast<const char*>(a.x), *x3 = x0 + 3 * pitch;
+        int64_t group = 0;
+        auto x = [&](auto i, auto r) __attribute__((always_inline)) {
+            return reinterpret_cast<const element*>((r < 3 ? x0 : x3) + r % 3 * pitch) + i * qk::kFloatStepK;
+        };
         f32v acc[SETS][ROWS][NW];
         auto start = [&]() __attribute__((always_inline)) {
             unroll<SETS * ROWS * NW>([&](auto i) __attribute__((always_inline)) {
                 acc[i / (ROWS * NW)][i / NW % ROWS][i % NW] = own(set1(0.0f));
             });
         };
-        auto multiply_step = [&]([[maybe_unused]] auto set, auto sub) __attribute__((always_inline)) {
+        // Step i of a chunk.
+        auto multiply_step = [&](auto i, auto sub) __attribute__((always_inline)) {
+            const uint8_t* from_step = step + i * From::kBytes;
             if constexpr (ROWS == 1) {  // each weight is used once: none waits in a register
-                const auto xs = broadcast(x[0] + at, sub);
+                const auto xs = broadcast(x(i, std::integral_constant<int, 0>{}), sub);
                 unroll<NW>([&](auto v) __attribute__((always_inline)) {
-                    f32v& sum = acc[set % SETS][0][v];
-                    sum = multiply_add(sum, xs, from(step, column + v * LANES, sub));
+                    f32v& sum = acc[i % SETS][0][v];
+                    sum = multiply_add(sum, xs, from(from_step, PANEL ? v * LANES : column + v * LANES, sub));
                 });
             } else {
                 weight w[NW];
-                unroll<NW>([&](auto v) __attribute__((always_inline)) { w[v] = from(step, column + v * LANES, sub); });
+                unroll<NW>([&](auto v) __attribute__((always_inline)) {
+                    w[v] = from(from_step, PANEL ? v * LANES : column + v * LANES, sub);
+                });
                 unroll<ROWS>([&](auto r) __attribute__((always_inline)) {
-                    const auto xs = broadcast(x[r] + at, sub);
+                    const auto xs = broadcast(x(i, r), sub);
                     unroll<NW>([&](auto v) __attribute__((always_inline)) {
                         acc[0][r][v] = multiply_add(acc[0][r][v], xs, w[v]);
                     });
                 });
             }
         };
-        auto advance = [&](auto set) __attribute__((always_inline)) {
+        auto advance = [&](auto i) __attribute__((always_inline)) {
             if constexpr (From::kWhole) {
-                from.multiply(step, x[0] + at, acc[0][0]);
+                from.multiply(step + i * From::kBytes, x(i, std::integral_constant<int, 0>{}), acc[0][0]);
             } else {
-                unroll<SUB>([&](auto sub) __attribute__((always_inline)) { multiply_step(set, sub); });
+                unroll<SUB>([&](auto sub) __attribute__((always_inline)) { multiply_step(i, sub); });
             }
-            step += From::kBytes;
-            at += qk::kFloatStepK;
         };
         auto finish = [&]() __attribute__((always_inline)) {
             if constexpr (From::kWhole) From::arrange(acc[0][0]);
@@ -143,7 +153,7 @@ void micro_float(const qk::FloatArgs& args) {
                     const f32v o = load_scale(offset, a.half_offset, lane);
                     for (int r = 0; r < ROWS; ++r) {
                         float* to = a.tile + r * qk::kFloatPanelN + lane;
-                        store(to, fma(set1(a.sums[r][group]), o, load(to)));
+                        store(to, fma(set1(a.sums[r * a.sums_pitch + group]), o, load(to)));
                     }
                 }
                 offset += qk::kFloatPanelN * (a.half_offset ? 2 : 4);
@@ -158,6 +168,9 @@ void micro_float(const qk::FloatArgs& args) {
             for (int64_t all = a.steps / width; all > 0; --all) {
                 for (int i = 0; i < a.lines && width == 4; ++i, ahead += 64) prefetch(ahead);
                 unroll<width>([&](auto i) __attribute__((always_inline)) { advance(i); });
+                step += width * From::kBytes;
+                x0 += width * qk::kFloatStepK * sizeof(element);
+                x3 += width * qk::kFloatStepK * sizeof(element);
                 if (--left == 0 || all == 1) {
                     finish();
                     if (all > 1) start();
@@ -179,14 +192,14 @@ void decode_float(const uint8_t* codes, int64_t steps, const void* table, void* 
     const From from(table);
     auto* to = static_cast<element*>(out);
     if constexpr (From::kWhole) {
-        for (int64_t s = 0; s < steps; ++s) from.decode(codes + s * From::kBytes, to + s * 128);
+        for (int64_t s = 0; s < steps; ++s)
+            from.decode(codes + s * From::kBytes, to + s * 2 * COLUMN, steps * 2 * COLUMN);
     } else {
-        for (int column = 0; column < qk::kFloatPanelN; column += NW_MANY * LANES)
-            for (int64_t s = 0; s < steps; ++s)
+        for (int column = 0; column < qk::kFloatPanelN; column += COLUMN)
+            for (int64_t s = 0; s < steps; ++s, to += 2 * COLUMN)
                 unroll<SUB>([&](auto sub) __attribute__((always_inline)) {
                     unroll<NW_MANY>([&](auto v) __attribute__((always_inline)) {
-                        const int channel = column + v * LANES;
-                        store_weight(to + s * 128, channel, sub, from(codes + s * From::kBytes, channel, sub));
+                        store_weight(to, v * LANES, sub, from(codes + s * From::kBytes, column + v * LANES, sub));
                     });
                 });
     }
@@ -256,6 +269,8 @@ inline qk::FloatKernels make_float_kernels(const char* name) {
     t.name = name;
     t.mr = products::MR;
     t.element_bytes = sizeof(products::element);
+    t.column = products::COLUMN;
+    t.block_steps = products::BLOCK_STEPS;
     fill_float<FromPanel, products::MR>(t.micro[qk::kFromPanel]);
     fill_float<FromRamp, products::MR_PACKED>(t.micro[qk::kFromRamp]);
     t.decode[qk::kFromRamp] = decode_float<FromRamp>;

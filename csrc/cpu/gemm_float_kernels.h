@@ -14,19 +14,23 @@ inline constexpr int kSources = 11;
 
 // tile[r][0..64) += scale[g] * (sum of the group's products) + offset[g] * sums[r][g], group after group.
 struct FloatArgs {
-    const void* const* rows = nullptr;  // [rows] operands of x from the first step on
+    const void* x = nullptr;  // operands of the first row, from the first step on
+    int64_t pitch = 0;        // bytes between rows
     int64_t steps = 0, group_steps = 1;
     const uint8_t* codes = nullptr;                  // of the panel, or decoded operands
     const void* table = nullptr;                     // in the products' own type
     const char *scale = nullptr, *offset = nullptr;  // [groups][64]; offset may be null
     bool half_scale = false, half_offset = false;    // they are float16
-    const float* const* sums = nullptr;              // [rows][groups], where there is an offset
+    const float* sums = nullptr;                     // of the first row and group, where there is an offset
+    int64_t sums_pitch = 0;                          // elements between rows
     float* tile = nullptr;                           // [rows][64]
     const char* ahead = nullptr;                     // as in MicroArgs
     int lines = 0;
+    int column = 0;  // of a decoded panel, where a register tile is narrower than that
 };
 using FloatMicroFn = void (*)(const FloatArgs& args);
-// Operands of `steps` steps of a panel: 128 elements each.
+// Operands of `steps` steps of a panel, [64 / column][steps]: in a step, of each of the column's channels its two k
+// (bfloat16), or of the first k all channels, then of the second (float32).
 using FloatDecodeFn = void (*)(const uint8_t* codes, int64_t steps, const void* table, void* out);
 // k operands from activations, times inv_k where that is given.
 using ConvertFn = void (*)(const void* x, int64_t k, const float* inv_k, void* out);
@@ -36,6 +40,8 @@ struct FloatKernels {
     const char* name;
     int mr;                                    // rows of the largest register tile
     int element_bytes;                         // of an operand: 4 float32, 2 bfloat16
+    int column;                                // channels of a register tile
+    int block_steps;                           // of a decoded panel that stay in a cache
     FloatMicroFn micro[kSources][kMaxMr + 1];  // [source][rows]; null: decode, then kFromPanel
     FloatDecodeFn decode[kSources];
     ConvertFn convert[3];  // by DType of x

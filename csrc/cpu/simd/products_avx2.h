@@ -14,6 +14,7 @@ using index = __m256i;  // a code in the low bits of each lane, anything above
 inline constexpr int SUB = 2;
 inline constexpr int NW_MANY = 2, NW_ONE = 8;  // registers of weights: of many rows, of one row
 inline constexpr int MR = 6;                   // 6 x 2 accumulators + 2 weights + 1 activation of 16 registers
+inline constexpr int BLOCK_STEPS = 128;  // 16 KB a column, in L1
 inline constexpr int MR_PACKED = 1;            // rows that leave room for a decoder
 
 inline f32v own(f32v acc) {  // equal starts look like one value to gcc, which then spills the copies
@@ -22,9 +23,9 @@ inline f32v own(f32v acc) {  // equal starts look like one value to gcc, which t
 }
 inline f32v multiply_add(f32v acc, f32v x, weight w) { return fma(x, w, acc); }
 inline f32v broadcast(const element* row, int sub) { return set1(row[sub]); }
-// A decoded step: [2][64] float.
-inline weight load_weight(const element* step, int channel, int sub) { return load(step + sub * 64 + channel); }
-inline void store_weight(element* step, int channel, int sub, weight w) { store(step + sub * 64 + channel, w); }
+// A decoded step: [2][16] float.
+inline weight load_weight(const element* step, int channel, int sub) { return load(step + sub * 16 + channel); }
+inline void store_weight(element* step, int channel, int sub, weight w) { store(step + sub * 16 + channel, w); }
 
 inline index right(index a, int n) { return _mm256_srl_epi32(a, _mm_cvtsi32_si128(n)); }
 template <int P>
@@ -124,16 +125,17 @@ struct FromShort {
         sort(acc, sorted);
         for (int i = 0; i < 8; ++i) acc[i] = sorted[i];
     }
-    [[gnu::always_inline]] inline void decode(const uint8_t* step, float* out) const {
+    // Column v of 16 channels goes to out + v * pitch.
+    [[gnu::always_inline]] inline void decode(const uint8_t* step, float* out, int64_t pitch) const {
         __m256i places[8];
         each(step, [&](int at, __m256i pairs) __attribute__((always_inline)) { places[at] = pairs; });
         for (int p = 0; p < 4; ++p) {
-            float* to = out + p % 2 * 16 + p / 2 * 8;
+            float* to = out + p % 2 * pitch + p / 2 * 8;
             const __m256i a = places[2 * p], b = places[2 * p + 1];
             store(to, _mm256_shuffle_ps(first(a), first(b), 0x88));
-            store(to + 32, _mm256_shuffle_ps(first(a), first(b), 0xdd));
-            store(to + 64, _mm256_shuffle_ps(second(a), second(b), 0x88));
-            store(to + 96, _mm256_shuffle_ps(second(a), second(b), 0xdd));
+            store(to + 2 * pitch, _mm256_shuffle_ps(first(a), first(b), 0xdd));
+            store(to + 16, _mm256_shuffle_ps(second(a), second(b), 0x88));
+            store(to + 2 * pitch + 16, _mm256_shuffle_ps(second(a), second(b), 0xdd));
         }
     }
 };

@@ -12,6 +12,7 @@ using index = __m512i;                         // a code in the low bits of each
 inline constexpr int SUB = 2;                  // multiply-adds that a k step of two takes
 inline constexpr int NW_MANY = 4, NW_ONE = 4;  // registers of weights: of many rows, of one row
 inline constexpr int MR = 6;                   // 6 x 4 accumulators + 4 weights + 1 activation
+inline constexpr int BLOCK_STEPS = 512;        // 256 KB, in L2
 inline constexpr int MR_PACKED = 4;            // rows that leave room for a decoder
 
 inline f32v own(f32v acc) {  // equal starts look like one value to gcc, which then spills the copies

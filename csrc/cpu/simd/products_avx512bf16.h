@@ -13,6 +13,7 @@ using index = __m512i;  // a code in the low bits of each 16-bit lane, anything 
 inline constexpr int SUB = 1;
 inline constexpr int NW_MANY = 4, NW_ONE = 4;  // registers of weights: of many rows, of one row
 inline constexpr int MR = 6;
+inline constexpr int BLOCK_STEPS = 1024;  // 256 KB, in L2
 inline constexpr int MR_PACKED = 4;
 
 inline f32v own(f32v acc) {  // equal starts look like one value to gcc, which then spills the copies

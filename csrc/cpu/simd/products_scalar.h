@@ -13,13 +13,14 @@ using weight = float;
 inline constexpr int SUB = 2;
 inline constexpr int NW_MANY = 8, NW_ONE = 8;  // registers of weights: of many rows, of one row
 inline constexpr int MR = 1;
+inline constexpr int BLOCK_STEPS = 64;
 inline constexpr int MR_PACKED = 1;
 
 inline f32v own(f32v acc) { return acc; }
 inline f32v multiply_add(f32v acc, f32v x, weight w) { return acc + x * w; }
 inline f32v broadcast(const element* row, int sub) { return row[sub]; }
-inline weight load_weight(const element* step, int channel, int sub) { return step[sub * 64 + channel]; }
-inline void store_weight(element* step, int channel, int sub, weight w) { step[sub * 64 + channel] = w; }
+inline weight load_weight(const element* step, int channel, int sub) { return step[sub * 8 + channel]; }
+inline void store_weight(element* step, int channel, int sub, weight w) { step[sub * 8 + channel] = w; }
 inline weight ramp(const uint8_t* step, int channel, int sub) { return static_cast<int8_t>(step[2 * channel + sub]); }
 
 using index = unsigned;  // a code in the low bits, anything above
