@@ -21,6 +21,10 @@ struct Features {
         const bool ymm = (lo & 0x06) == 0x06, zmm = (lo & 0xe6) == 0xe6;
         if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
         avx2 = ymm && fma && f16c && (b & bit_AVX2);
+        if (kEmulated) {
+            avx512vnni = avx512vpopcntdq = avx512bf16 = avx2;
+            return;
+        }
         const unsigned base = bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL;
         avx512vnni = avx2 && zmm && (b & base) == base && (c & bit_AVX512VNNI);
         // Every processor with the one has the other (Ice Lake, Zen 4 and later); a hypervisor may hide either.

@@ -140,6 +140,11 @@ const Kernels& kernels_avx512vnni();
 // dispatch.cpp
 const Kernels& kernels(Isa isa);
 bool supported(Isa isa);  // CPUID and the operating system's saved state
+#if defined(QKERNELS_EMULATE_AVX512)
+inline constexpr bool kEmulated = true;  // AVX-512 kernels are built from AVX2 (simd/emulated)
+#else
+inline constexpr bool kEmulated = false;
+#endif
 Isa best_isa();
 
 }  // namespace qk

@@ -95,14 +95,16 @@ int64_t read_block(const char* p, int64_t bytes) {
 
 }  // namespace
 
+bool has_avx512() { return supported(Isa::avx512vnni) && !kEmulated; }  // what is here is assembly
+
 bool peak_supported(Peak kind) {
     switch (kind) {
         case Peak::int8_avx512vnni:
-        case Peak::fp32_avx512: return supported(Isa::avx512vnni);
+        case Peak::fp32_avx512: return has_avx512();
         case Peak::int8_avx2:
         case Peak::fp32_avx2: return supported(Isa::avx2);
-        case Peak::bf16_avx512: return supported(Isa::avx512vnni) && cpuid7(1, 0, 5);
-        case Peak::binary_avx512: return supported(Isa::avx512vnni) && cpuid7(0, 2, 14);
+        case Peak::bf16_avx512: return has_avx512() && cpuid7(1, 0, 5);
+        case Peak::binary_avx512: return has_avx512() && cpuid7(0, 2, 14);
         default: return false;
     }
 }
@@ -133,7 +135,7 @@ double measure_read_bandwidth(int64_t bytes, int threads, int repeats) {
     if (part == 0) return 0.0;
     char* data = static_cast<char*>(std::aligned_alloc(4096, part * threads));
     if (data == nullptr) return 0.0;
-    auto* read = supported(Isa::avx512vnni) ? read_block512 : read_block;
+    auto* read = has_avx512() ? read_block512 : read_block;
     double best = 0.0;
     std::atomic<int64_t> sink{0};
     on_threads(threads, [&](int t) { std::memset(data + t * part, 1, part); });  // first touch by the reader

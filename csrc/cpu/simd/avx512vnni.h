@@ -5,6 +5,13 @@
 
 #include "../../common/types.h"
 
+// A register of its own for a value that gcc would otherwise see as one with others.
+#if defined(__AVX512F__)
+#define QK_OWN(value) __asm__("" : "+v"(value))
+#else
+#define QK_OWN(value)  // emulated: see simd/emulated
+#endif
+
 namespace {
 namespace simd {
 
@@ -69,7 +76,7 @@ inline acc_t acc_zero() { return _mm512_setzero_si512(); }
 inline acc_t acc_load(const int32_t* p) { return _mm512_loadu_si512(p); }
 inline __m512i acc_lanes(acc_t acc) { return acc; }
 inline acc_t own_register(acc_t acc) {  // equal starts look like one value to gcc, which then spills the copies
-    __asm__("" : "+v"(acc));
+    QK_OWN(acc);
     return acc;
 }
 inline void acc_store(int32_t* p, acc_t acc) { _mm512_storeu_si512(p, acc); }

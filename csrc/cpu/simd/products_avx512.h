@@ -16,7 +16,7 @@ inline constexpr int BLOCK_STEPS = 512;        // 256 KB, in L2
 inline constexpr int MR_PACKED = 4;            // rows that leave room for a decoder
 
 inline f32v own(f32v acc) {  // equal starts look like one value to gcc, which then spills the copies
-    __asm__("" : "+v"(acc));
+    QK_OWN(acc);
     return acc;
 }
 inline f32v multiply_add(f32v acc, f32v x, weight w) { return fma(x, w, acc); }

@@ -17,7 +17,7 @@ inline constexpr int BLOCK_STEPS = 1024;  // 256 KB, in L2
 inline constexpr int MR_PACKED = 4;
 
 inline f32v own(f32v acc) {  // equal starts look like one value to gcc, which then spills the copies
-    __asm__("" : "+v"(acc));
+    QK_OWN(acc);
     return acc;
 }
 inline f32v multiply_add(f32v acc, __m512i x, weight w) {
