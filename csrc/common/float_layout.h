@@ -23,6 +23,7 @@
 // does not matter.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 
 #include "types.h"
@@ -163,6 +164,8 @@ struct FloatView {
             (int64_t{1} << 50) / round_up(h.n + 1, kFloatPanelN) / 1024)
             return false;
         if (h.ramp && h.bits != 8) return false;
+        // Tables of a panel are reached by 32-bit indices.
+        if (h.tables_of == 2 && ceil_div(h.k, std::max<int64_t>(h.segment, 1)) > (1 << 16)) return false;
         const FloatHeader want = float_layout({h.n, h.k, h.bits, h.segment, h.tables_of, h.half_scale != 0,
                                                h.half_offset != 0, h.has_offset != 0, h.has_input_scale != 0});
         return h.segment_pad == want.segment_pad && h.segments == want.segments && h.n_pad == want.n_pad &&

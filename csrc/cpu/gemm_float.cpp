@@ -56,34 +56,16 @@ void each_span(const FloatHeader& h, int64_t most, Body body) {
     if (whole < h.segments) body(Span{whole * each, all - whole * each, all - whole * each, whole, true});
 }
 
-// Channels with tables of their own, and their codes one by one.
-template <class Element>
-void decode_own(const FloatView& w, int64_t panel, const Span& span, const Element* tables, int64_t entries, int column,
-                Element* out) {
-    const FloatHeader& h = *w.header;
-    const int bits = static_cast<int>(h.bits);
-    const uint8_t* codes = w.codes(panel) + span.first * float_step_bytes(bits);
-    for (int64_t s = 0; s < span.steps; ++s) {
-        const int64_t segment = span.segment + s / span.group_steps;
-        for (int c = 0; c < kFloatPanelN; ++c)
-            for (int i = 0; i < kFloatStepK; ++i) {
-                const Element* table = tables + w.table(panel * kFloatPanelN + c, segment) * entries;
-                const int64_t step = (c / column * span.steps + s) * 2 * column;
-                const int64_t to = sizeof(Element) == 2 ? 2 * (c % column) + i : column * i + c % column;
-                out[step + to] = table[code_of_step(codes + s * float_step_bytes(bits), bits, c, i)];
-            }
-    }
-}
-
 void run_panel(const FloatProblem& p, int64_t panel, int64_t begin, int64_t end) {
     const FloatHeader& h = *p.w.header;
     const FloatKernels& f = p.products;
     const int source = f.source(h), bytes = f.element_bytes;
     const int64_t rows_all = end - begin, n0 = panel * kFloatPanelN;
     const int cols = static_cast<int>(std::min<int64_t>(kFloatPanelN, h.n - n0));
-    const bool packed = h.tables_of == 0 && rows_all <= kMaxMr && f.micro[source][rows_all] != nullptr;
+    const bool packed = rows_all <= kMaxMr && f.micro[source][rows_all] != nullptr;
     const int64_t groups = packed ? 1 : ceil_div(rows_all, f.mr);
-    const int64_t most = packed ? h.k_pad : f.block_steps;
+    int64_t most = packed ? h.k_pad : f.block_steps;
+    if (h.tables_of == 2) most = std::min(most, h.segment_pad / kFloatStepK);  // a segment has tables of its own
     const int64_t step_bytes = float_step_bytes(h.bits);
     Ahead ahead;
     if (packed || (panel + 1 < h.panels() && h.panels() * h.panel_bytes() > kPrefetchBytes)) {
@@ -98,7 +80,8 @@ void run_panel(const FloatProblem& p, int64_t panel, int64_t begin, int64_t end)
         args.steps = span.steps;
         args.group_steps = span.group_steps;
         args.codes = p.w.codes(panel) + span.first * step_bytes;
-        args.table = f.table(p.w, source);
+        args.table = f.table(p.w, source, panel, span.segment);
+        args.table_stride = f.table_stride(h);
         args.scale = p.w.scale(panel, span.segment);
         args.half_scale = h.half_scale;
         if (h.has_offset && span.ends) args.offset = p.w.offset(panel, span.segment);
@@ -107,13 +90,7 @@ void run_panel(const FloatProblem& p, int64_t panel, int64_t begin, int64_t end)
         args.sums_pitch = h.segments;
         if (!packed) {
             void* out = Scratch::get(span.steps * 128 * bytes, Scratch::panel).take<char>(span.steps * 128 * bytes);
-            if (h.tables_of == 0) {
-                f.decode[source](args.codes, span.steps, args.table, out);
-            } else if (bytes == 4) {
-                decode_own(p.w, panel, span, p.w.table32(0), h.entries32(), f.column, static_cast<float*>(out));
-            } else {
-                decode_own(p.w, panel, span, p.w.table16(0), h.entries16(), f.column, static_cast<uint16_t*>(out));
-            }
+            f.decode[source](args.codes, span.steps, args.table, args.table_stride, out);
             args.codes = static_cast<const uint8_t*>(out);
         }
         const FloatMicroFn* micro = f.micro[packed ? source : kFromPanel];

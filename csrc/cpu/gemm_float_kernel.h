@@ -54,15 +54,26 @@ struct FromTable {
     static constexpr bool kWhole = false;
     static constexpr int kBytes = qk::float_step_bytes(BITS);
     products::Table<BITS> table;
-    explicit FromTable(const void* t) : table(t) {}
+    FromTable(const void* t, int64_t) : table(t) {}
     products::weight operator()(const uint8_t* step, int channel, int sub) const {
         return table(products::code_at<BITS>(step, channel, sub));
+    }
+};
+template <int BITS>
+struct FromOwn {  // each channel has a table of its own: gathered
+    static constexpr bool kWhole = false;
+    static constexpr int kBytes = qk::float_step_bytes(BITS);
+    const void* tables;
+    int stride;
+    FromOwn(const void* t, int64_t s) : tables(t), stride(static_cast<int>(s)) {}
+    products::weight operator()(const uint8_t* step, int channel, int sub) const {
+        return products::gather(tables, stride, channel, products::code_at<BITS>(step, channel, sub), (1 << BITS) - 1);
     }
 };
 struct FromRamp {
     static constexpr bool kWhole = false;
     static constexpr int kBytes = qk::float_step_bytes(8);
-    explicit FromRamp(const void*) {}
+    FromRamp(const void*, int64_t) {}
     products::weight operator()(const uint8_t* step, int channel, int sub) const {
         return products::ramp(step, channel, sub);
     }
@@ -70,7 +81,7 @@ struct FromRamp {
 struct FromPanel {  // [columns][steps], each step as load_weight() takes it
     static constexpr bool kWhole = false;
     static constexpr int kBytes = 2 * products::COLUMN * sizeof(products::element);
-    explicit FromPanel(const void*) {}
+    FromPanel(const void*, int64_t) {}
     products::weight operator()(const uint8_t* step, int channel, int sub) const {
         return products::load_weight(reinterpret_cast<const products::element*>(step), channel % products::COLUMN, sub);
     }
@@ -85,7 +96,7 @@ template <class From, int ROWS>
 void micro_float(const qk::FloatArgs& args) {
     using namespace products;
     const qk::FloatArgs a = args;
-    const From from(a.table);
+    const From from(a.table, a.table_stride);
     constexpr bool PANEL = std::is_same_v<From, FromPanel>;
     constexpr int NW = ROWS == 1 && !PANEL ? NW_ONE : NW_MANY;
     constexpr int SETS = ROWS == 1 && NW < 8 ? 2 : 1;  // fewer than eight sums do not hide the latency of an addition
@@ -187,9 +198,9 @@ void micro_float(const qk::FloatArgs& args) {
 }
 
 template <class From>
-void decode_float(const uint8_t* codes, int64_t steps, const void* table, void* out) {
+void decode_float(const uint8_t* codes, int64_t steps, const void* table, int64_t stride, void* out) {
     using namespace products;
-    const From from(table);
+    const From from(table, stride);
     auto* to = static_cast<element*>(out);
     if constexpr (From::kWhole) {
         for (int64_t s = 0; s < steps; ++s)
@@ -250,6 +261,8 @@ template <int BITS>
 void fill_tables(qk::FloatKernels& t) {
     fill_float<FromTable<BITS>, products::MR_PACKED>(t.micro[BITS]);
     t.decode[BITS] = decode_float<FromTable<BITS>>;
+    t.micro[qk::kFromOwn + BITS][1] = micro_float<FromOwn<BITS>, 1>;
+    t.decode[qk::kFromOwn + BITS] = decode_float<FromOwn<BITS>>;
     if constexpr (BITS > 1) fill_tables<BITS - 1>(t);
 }
 

@@ -10,7 +10,8 @@ namespace qk {
 inline constexpr int kFromPanel = 0;   // decoded already
 inline constexpr int kFromRamp = 9;    // 8-bit two's complement codes, converted
 inline constexpr int kFromShort = 10;  // 4-bit codes of a table that bfloat16 holds exactly; not on every ISA
-inline constexpr int kSources = 11;
+inline constexpr int kFromOwn = 10;    // + bits: a table for each channel
+inline constexpr int kSources = kFromOwn + kFloatMaxBits + 1;
 
 // tile[r][0..64) += scale[g] * (sum of the group's products) + offset[g] * sums[r][g], group after group.
 struct FloatArgs {
@@ -19,6 +20,7 @@ struct FloatArgs {
     int64_t steps = 0, group_steps = 1;
     const uint8_t* codes = nullptr;                  // of the panel, or decoded operands
     const void* table = nullptr;                     // in the products' own type
+    int64_t table_stride = 0;                        // elements between the tables of channels, kFromOwn
     const char *scale = nullptr, *offset = nullptr;  // [groups][64]; offset may be null
     bool half_scale = false, half_offset = false;    // they are float16
     const float* sums = nullptr;                     // of the first row and group, where there is an offset
@@ -31,7 +33,7 @@ struct FloatArgs {
 using FloatMicroFn = void (*)(const FloatArgs& args);
 // Operands of `steps` steps of a panel, [64 / column][steps]: in a step, of each of the column's channels its two k
 // (bfloat16), or of the first k all channels, then of the second (float32).
-using FloatDecodeFn = void (*)(const uint8_t* codes, int64_t steps, const void* table, void* out);
+using FloatDecodeFn = void (*)(const uint8_t* codes, int64_t steps, const void* table, int64_t table_stride, void* out);
 // k operands from activations, times inv_k where that is given.
 using ConvertFn = void (*)(const void* x, int64_t k, const float* inv_k, void* out);
 using SumFn = float (*)(const void* operands, int64_t k);
@@ -47,13 +49,18 @@ struct FloatKernels {
     ConvertFn convert[3];  // by DType of x
     SumFn sum;
 
-    // Where the operands of a weight with one table come from, and the table in that source's own type.
+    // Where the operands of a weight come from, and the table (of the first channel of a panel) in that source's type.
     int source(const FloatHeader& h) const {
+        if (h.tables_of != 0) return kFromOwn + static_cast<int>(h.bits);
         if (h.short_table && h.bits == 4 && decode[kFromShort] != nullptr) return kFromShort;
         return h.ramp ? kFromRamp : static_cast<int>(h.bits);
     }
-    const void* table(const FloatView& w, int source) const {
-        return element_bytes == 4 && source != kFromShort ? static_cast<const void*>(w.table32(0)) : w.table16(0);
+    const void* table(const FloatView& w, int source, int64_t panel, int64_t segment) const {
+        const int64_t t = w.table(panel * kFloatPanelN, segment);
+        return element_bytes == 4 && source != kFromShort ? static_cast<const void*>(w.table32(t)) : w.table16(t);
+    }
+    int64_t table_stride(const FloatHeader& h) const {
+        return (h.tables_of == 2 ? h.segments : 1) * (element_bytes == 4 ? h.entries32() : h.entries16());
     }
 };
 

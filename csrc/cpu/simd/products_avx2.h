@@ -14,7 +14,7 @@ using index = __m256i;  // a code in the low bits of each lane, anything above
 inline constexpr int SUB = 2;
 inline constexpr int NW_MANY = 2, NW_ONE = 8;  // registers of weights: of many rows, of one row
 inline constexpr int MR = 6;                   // 6 x 2 accumulators + 2 weights + 1 activation of 16 registers
-inline constexpr int BLOCK_STEPS = 128;  // 16 KB a column, in L1
+inline constexpr int BLOCK_STEPS = 128;        // 16 KB a column, in L1
 inline constexpr int MR_PACKED = 1;            // rows that leave room for a decoder
 
 inline f32v own(f32v acc) {  // equal starts look like one value to gcc, which then spills the copies
@@ -52,6 +52,15 @@ inline weight ramp(const uint8_t* step, int channel, int sub) {  // 8-bit two's 
     return to_float(_mm256_srai_epi32(high, 24));
 }
 
+// From tables of their own, `stride` apart, of the channels from `channel` on.
+inline weight gather(const void* tables, int stride, int channel, index code, int mask) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i table =
+        _mm256_mullo_epi32(_mm256_add_epi32(lane, _mm256_set1_epi32(channel)), _mm256_set1_epi32(stride));
+    const __m256i at = _mm256_add_epi32(table, _mm256_and_si256(code, _mm256_set1_epi32(mask)));
+    return _mm256_i32gather_ps(static_cast<const float*>(tables), at, 4);
+}
+
 template <int BITS>
 struct Table {
     const float* all;
@@ -77,7 +86,7 @@ struct FromShort {
     static constexpr bool kWhole = true;
     static constexpr int kBytes = qk::float_step_bytes(4);
     __m256i low, high;  // bytes of the 16 entries
-    explicit FromShort(const void* table) {
+    FromShort(const void* table, int64_t) {
         const auto* t = static_cast<const __m128i*>(table);
         const __m128i a = _mm_loadu_si128(t), b = _mm_loadu_si128(t + 1), byte = _mm_set1_epi16(255);
         low = _mm256_broadcastsi128_si256(_mm_packus_epi16(_mm_and_si128(a, byte), _mm_and_si128(b, byte)));

@@ -52,6 +52,16 @@ inline weight ramp(const uint8_t* step, int channel, int sub) {  // 8-bit two's 
     return to_float(_mm512_srai_epi32(_mm512_slli_epi32(_mm512_cvtepu16_epi32(pairs), 24 - 8 * sub), 24));
 }
 
+// From tables of their own, `stride` apart, of the channels from `channel` on.
+inline __m512i table_starts(int stride, int channel) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_mullo_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(channel)), _mm512_set1_epi32(stride));
+}
+inline weight gather(const void* tables, int stride, int channel, index code, int mask) {
+    const __m512i at = _mm512_and_si512(code, _mm512_set1_epi32(mask));
+    return _mm512_i32gather_ps(_mm512_add_epi32(table_starts(stride, channel), at), tables, 4);
+}
+
 template <int BITS>
 struct Table {
     const float* all;

@@ -61,6 +61,19 @@ inline weight ramp(const uint8_t* step, int channel, int) {  // 8-bit two's comp
     return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
 }
 
+// From tables of their own, `stride` apart, of the channels from `channel` on: 32 bits at an entry's place, of which
+// the low half is the entry (a block does not end with its tables).
+inline weight gather(const void* tables, int stride, int channel, index code, int mask) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                  m = _mm512_set1_epi32(mask);
+    const __m512i table =
+        _mm512_mullo_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(channel)), _mm512_set1_epi32(stride));
+    const __m512i low = _mm512_and_si512(code, m), high = _mm512_and_si512(_mm512_srli_epi32(code, 16), m);
+    const __m512i first = _mm512_i32gather_epi32(_mm512_add_epi32(table, low), tables, 2);
+    const __m512i second = _mm512_i32gather_epi32(_mm512_add_epi32(table, high), tables, 2);
+    return _mm512_or_si512(_mm512_and_si512(first, _mm512_set1_epi32(0xffff)), _mm512_slli_epi32(second, 16));
+}
+
 // vpermw takes the five low bits of a lane for an index into 32 entries, vpermi2w six into 64.
 template <int BITS>
 struct Table {

@@ -35,6 +35,10 @@ inline index bytes(const uint8_t* step, int channel, int sub) { return step[2 * 
 inline index shift_left(index a, int n) { return a << n; }
 inline index join(int mask, index low, index high) { return (low & mask) | (high & ~mask); }
 
+inline weight gather(const void* tables, int stride, int channel, index code, int mask) {
+    return static_cast<const float*>(tables)[channel * stride + (code & mask)];
+}
+
 template <int BITS>
 struct Table {
     const float* all;
