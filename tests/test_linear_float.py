@@ -274,8 +274,8 @@ def test_compute_dtype(kernel, compute_dtype, rng):
 
 @each_kernel
 def test_hard_bound(kernel, rng):
-    """Equal numbers, whose additions all round the same way: (longest chain + groups + 3) * 2**-24, docs/numerics.md."""
-    make = list(CASES[kernel.format].values())[0]
+    """Equal numbers, whose additions all round the same way: the right column of docs/numerics.md."""
+    make = next(iter(CASES[kernel.format].values()))
     for m, k in ((1, 2300), (7, 2300), (1, 16384)):
         w, x = weight(rng, make, 3, k, 0), np.full((m, k), rng.uniform(1, 2), np.float32)
         check(kernel(x, w), x, w, compute=computes(kernel), tolerance=(k + 4) * 2.0**-24)
@@ -328,7 +328,7 @@ def test_not_finite_stays_in_its_row(kernel, bad, rng):
 @each_kernel
 def test_extreme_scales(kernel, rng):
     """Scales and activations near both ends of float32; a scale of 0 gives zeros."""
-    make = list(CASES[kernel.format].values())[0]
+    make = next(iter(CASES[kernel.format].values()))
     for m in (1, 3, 8):
         for scale, size in ((1e30, 1e-3), (1e-36, 1e3), (3e-39, 1), (1e-20, 1e20), (0, 1)):
             s = np.full((40, 1), scale, np.float32)
@@ -377,7 +377,7 @@ def simple(name, codes, scale):
 
 @each_kernel
 def test_threads_agree_bit_for_bit(kernel, rng):
-    """However rows and panels are shared out; 50 and 197 rows leave units of one or two where that is done carelessly."""
+    """However rows and panels are shared out; 50 and 197 rows could leave parts of one or two."""
     before, i = torch.get_num_threads(), int(rng.integers(99))
     try:
         for m, k, n in ((1, 2300, 1030), (9, 2300, 130), (25, 2300, 64), (50, 2300, 64), (197, 4200, 64)):
@@ -439,7 +439,7 @@ BLOCKS = {
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_a_tampered_block_is_refused(block, rng):
-    """Whatever a header says is refused or computes inside of the block: fields changed one by one and two at a time."""
+    """Whatever a header says is refused or computes inside of the block: one field changed, or two."""
     w = BLOCKS[block](rng)
     good, (n, k) = cpu_float.packed_tensor(w), w.shape
     fields = good[: 8 * len(NAMES)].view(np.int64)
