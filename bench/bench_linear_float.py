@@ -41,8 +41,8 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
 def of_format(name):
-    """The weights of a format, of those that qkernels has."""
-    return [v for v, (f, _) in WEIGHTS.items() if f == name and hasattr(qk, f)]
+    """The weights of a format."""
+    return [v for v, (f, _) in WEIGHTS.items() if f == name]
 
 
 def rows(quick):

@@ -34,7 +34,7 @@ def variants(threads: int, torch) -> list[Variant]:
         "NF4": ("CodebookWeight", {"bits": 4, "codebook": "nf4"}),
         "e2m1": ("FloatWeight", {"kind": "e2m1"}),
     }
-    formats = {"int4": int4} | {k: quantized(f, **o) for k, (f, o) in others.items() if hasattr(qk, f)}
+    formats = {"int4": int4} | {k: quantized(f, **o) for k, (f, o) in others.items()}
 
     def built(p: Int4Linear, make, weights: list, calls: list, y) -> Built:
         """``y()`` gives the result of calls[0]."""

@@ -48,6 +48,8 @@ void each_group(int64_t begin, int64_t end, int64_t groups, Body body) {
     }
 }
 
+// Rows are cut into parts of even size: a last part of a row or two would run another kernel than the others do, whose
+// float sums round differently, and results would depend on the number of threads.
 // prepare(begin, end) makes the operands of those rows; it runs before they are used, on any thread.
 template <class Prepare, class Panel>
 void over_panels(const LoopShape& s, int threads, Prepare prepare, Panel panel) {
@@ -55,9 +57,9 @@ void over_panels(const LoopShape& s, int threads, Prepare prepare, Panel panel) 
     const bool by_rows = s.weight_bytes <= kSharedWeight && s.m >= 12 * threads;
     auto even = [&](int64_t m) { return ceil_div(m, std::max<int64_t>(1, ceil_div(m, s.chunk))); };
     if (threads == 1 || by_rows) {
-        const int64_t rows = even(threads == 1 ? s.m : ceil_div(s.m, 2 * threads));
-        parallel_for(threads, ceil_div(s.m, rows), [&](int64_t unit) {
-            const int64_t begin = unit * rows, end = std::min(s.m, begin + rows);
+        const int64_t rows = even(threads == 1 ? s.m : ceil_div(s.m, 2 * threads)), count = ceil_div(s.m, rows);
+        parallel_for(threads, count, [&](int64_t unit) {
+            const int64_t begin = s.m * unit / count, end = s.m * (unit + 1) / count;
             prepare(begin, end);
             for (int64_t p = 0; p < s.panels; ++p) panel(p, begin, end);
         });
@@ -69,15 +71,16 @@ void over_panels(const LoopShape& s, int threads, Prepare prepare, Panel panel) 
     const int64_t rows = std::min(even(s.m), ceil_div(s.m, wanted));
     const bool together = s.m * s.row_bytes > kPrepareTogether;
     if (!together) prepare(0, s.m);
-    WorkRanges preparations(ceil_div(s.m, 4), threads), units(s.panels * ceil_div(s.m, rows), threads);
+    const int64_t count = ceil_div(s.m, rows);
+    WorkRanges preparations(ceil_div(s.m, 4), threads), units(s.panels * count, threads);
     on_threads(threads, [&](int thread) {
         if (together) {
             preparations.run(thread, [&](int64_t u) { prepare(u * 4, std::min(s.m, u * 4 + 4)); });
             team_barrier();
         }
         units.run(thread, [&](int64_t u) {
-            const int64_t begin = u / s.panels * rows;
-            panel(u % s.panels, begin, std::min(s.m, begin + rows));
+            const int64_t part = u / s.panels;
+            panel(u % s.panels, s.m * part / count, s.m * (part + 1) / count);
         });
     });
 }
