@@ -260,4 +260,22 @@ def linear_float_packed(x, packed, bias, n, exact, activation, out_dtype):
     return torch.ops.qkernels.linear_float(x, packed, bias, n, exact, number, out_dtype)
 
 
+# ---- linear with any input_quant, as ops and modules call it ---------------------------------------------------
+
+
+def layout_for(w, input_quant):
+    """The prepacked block that ``linear`` reads of a weight with this input_quant, the only one that is made."""
+    if input_quant is None:
+        return layout_of_floats(w)
+    return layout_of_signs(w) if input_quant.bits == 1 else layout(w)
+
+
+def linear_on_block(x, packed, bias, n, input_quant, exact, activation, out_dtype):
+    """``linear`` on what layout_for gave; ``exact``: weight-only products of float32."""
+    if input_quant is None:
+        return linear_float_packed(x, packed, bias, n, exact, activation, out_dtype)
+    run = linear_signs_packed if input_quant.bits == 1 else linear_packed
+    return run(x, packed, bias, n, input_quant, activation, out_dtype)
+
+
 assert set(FLOATS) == {"float32", "bfloat16", "float16"}

@@ -5,7 +5,6 @@ import fnmatch
 import sys
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -13,95 +12,10 @@ from torch import nn
 from .calibration import calibrate, channel_amax, smoothing_scale, static_scale
 from .errors import ArgumentError, DTypeError
 from .folding import fold_batch_norm
-from .formats import IntWeight, MixedIntWeight
 from .nn import Conv2d, Linear
 from .quant import InputQuant
+from .recipes import ALIASES, RECIPES, Recipe, as_recipe  # noqa: F401
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one linear layer is compressed to integers.
-
-    weight     granularity of the weight's scale: "channel" or "tensor".
-    bits       of the weight's codes, 2 to 8.
-    group_size codes along K that share a scale; None for a whole row. Only with "channel".
-    input_bits of the activations' codes, 2 to 8.
-    mixed      linear layers only: ``bits`` is the average, and each output channel has its own (MixedIntWeight).
-    correct    the bias takes what rounding the weights moves each output by on average, from the mean of each input
-               channel (Nagel et al. 2019, section 4.2). Needs calibration, and is left out where none is given.
-    input      granularity of the activations': "token", "tensor", "channel", or None (weight-only). An output of a
-               convolution sums over many pixels, so for convolutions "token" means "tensor".
-    static     the scale of the activations comes from calibration, max|x| / (2**(input_bits - 1) - 1). Always so for
-               "channel".
-    symmetric  the weight has no zero points.
-    smooth     exponent a of the input scales s[k] = max|x[:, k]|**a / max|W[:, k]|**(1 - a) that are divided out
-               of the activations and folded into the weight, so that a few large input channels do not take
-               the codes of all others (Xiao et al. 2022, eq. 4); 0 for none. Needs calibration: a dynamic recipe
-               does without where none is given. Not with "channel", whose own scales do this.
-    """
-
-    weight: str = "channel"
-    input: object = "token"
-    static: bool = False
-    symmetric: bool = True
-    smooth: float = 0.0
-    bits: int = 8
-    group_size: object = None
-    input_bits: int = 8
-    correct: bool = False
-    mixed: bool = False
-
-    def __post_init__(self):
-        for name, accepted in (
-            ("weight", ("channel", "tensor")),
-            ("input", ("token", "tensor", "channel", None)),
-        ):
-            if getattr(self, name) not in accepted:
-                raise ArgumentError(f"Recipe: {name} is {getattr(self, name)!r}; accepted: {accepted}.")
-        for name in ("bits", "input_bits"):
-            if getattr(self, name) not in range(2, 9):
-                raise ArgumentError(f"Recipe: {name} is {getattr(self, name)!r}; accepted: 2 to 8.")
-        if self.group_size is not None and self.weight != "channel":
-            raise ArgumentError(
-                f"Recipe: group_size is {self.group_size!r} with weight {self.weight!r}; accepted: 'channel'."
-            )
-        if self.mixed and (self.weight != "channel" or self.group_size is not None or not self.symmetric):
-            raise ArgumentError(
-                "Recipe: mixed is True; accepted with weight 'channel', symmetric, without groups."
-            )
-        if self.static and self.input not in ("tensor", "channel"):
-            raise ArgumentError(
-                f"Recipe: static is True with input {self.input!r}; accepted: 'tensor', 'channel'."
-            )
-        if not 0 <= self.smooth < 1:
-            raise ArgumentError(f"Recipe: smooth is {self.smooth!r}; accepted: 0 (off) to below 1.")
-        if self.input == "channel":
-            object.__setattr__(self, "static", True)
-        if self.input in ("channel", None):
-            object.__setattr__(self, "smooth", 0.0)
-
-
-def narrow(bits, group_size=None, input_bits=8):
-    """Few bits, per token: zero points, which use all of the few codes, smoothing, corrected biases."""
-    return Recipe("channel", "token", False, False, 0.5, bits, group_size, input_bits, correct=True)
-
-
-RECIPES = {
-    "int8-token": Recipe(smooth=0.5),
-    "int8-tensor": Recipe(input="tensor"),
-    "int8-static": Recipe(input="tensor", static=True),
-    "int8-spiq": Recipe(input="channel", static=True),
-    "w4a8": narrow(4),
-    "w4a8-g128": narrow(4, 128),
-    "w4a8-g64": narrow(4, 64),
-    "w4a8-g32": narrow(4, 32),
-    "w4mixed-a8": Recipe(smooth=0.5, bits=4, correct=True, mixed=True),
-    "w3a8-g64": narrow(3, 64),
-    "w2a8-g16": narrow(2, 16),
-    "w4a4": narrow(4, input_bits=4),
-    "w4a4-g64": narrow(4, 64, input_bits=4),
-}
-ALIASES = {"int8": "int8-token"}
 LAYERS = (nn.Linear, nn.Conv2d)  # of exactly these types
 
 
@@ -204,19 +118,6 @@ def choose_layers(model, recipe):
     return chosen
 
 
-def as_recipe(recipe):
-    """A Recipe from itself or its name."""
-    if isinstance(recipe, Recipe):
-        return recipe
-    if not isinstance(recipe, str):
-        raise DTypeError(
-            f"compress: recipe is a {type(recipe).__name__}; accepted: a name, a Recipe, {{pattern: either}}."
-        )
-    if ALIASES.get(recipe, recipe) not in RECIPES:
-        raise ArgumentError(f"compress: recipe is {recipe!r}; accepted: {', '.join([*RECIPES, *ALIASES])}.")
-    return RECIPES[ALIASES.get(recipe, recipe)]
-
-
 def compress_linear(linear, recipe, stats=None, name="", weights=None, mean=None):
     """A ``qkernels.nn.Linear`` from a ``torch.nn.Linear``; ``weights`` shares the codes of tied weights, ``mean`` is of
     each input channel.
@@ -235,21 +136,18 @@ def compress_linear(linear, recipe, stats=None, name="", weights=None, mean=None
         stats = stats / folded
     if recipe.static:
         scale = static_scale(where, stats, linear.in_features, recipe.input, recipe.input_bits)
-    key = (id(linear.weight), recipe.weight, recipe.symmetric, recipe.bits, recipe.group_size, recipe.mixed)
+    kind, options = recipe.rounding()
+    key = (id(linear.weight), kind, options)
     folded = scale if recipe.input == "channel" else folded
     weight = None if folded is not None or weights is None else weights.get(key)
     if weight is None:
-        options = {"granularity": recipe.weight, "symmetric": recipe.symmetric, "input_scale": folded}
-        w = linear.weight.detach().cpu()
-        if recipe.mixed:
-            weight = MixedIntWeight.quantize(w, recipe.bits, input_scale=folded)
-        else:
-            weight = IntWeight.quantize(w, recipe.bits, recipe.group_size, **options)
+        weight = kind.quantize(linear.weight.detach().cpu(), input_scale=folded, **dict(options))
         if folded is None and weights is not None:
             weights[key] = weight
     q = None
     if recipe.input is not None:
-        q = InputQuant(recipe.input_bits, recipe.input, scale if recipe.input == "tensor" else None)
+        scale = scale if recipe.input == "tensor" else None
+        q = InputQuant(recipe.input_bits, recipe.input, scale, power=recipe.input_power)
     bias = None if linear.bias is None else linear.bias.detach().cpu().clone()
     if recipe.correct and mean is not None:
         bias = corrected(bias, linear.weight.detach().cpu(), weight.dense(), mean)
@@ -282,9 +180,10 @@ def compress_conv(conv, recipe, stats=None, name="", weights=None, mean=None):
     _no_hooks(where, conv)
     if conv.padding_mode != "zeros":
         raise ArgumentError(f"{where}: padding_mode is {conv.padding_mode!r}; accepted: 'zeros'.")
-    if recipe.mixed:
+    if recipe.format != "int" or recipe.input_power is not None:
         raise ArgumentError(
-            f"{where}: recipe is mixed, and the layer a convolution; accepted: linear layers."
+            f"{where}: recipe has format {recipe.format!r}, input_power {recipe.input_power}, and the layer is a "
+            "convolution; accepted: 'int' without a power. Give it another recipe, or leave it out with {name: None}."
         )
     granularity = "tensor" if recipe.input == "token" else recipe.input
     w, folded, scale, grouped = conv.weight.detach().cpu(), None, None, conv.groups > 1
@@ -300,12 +199,12 @@ def compress_conv(conv, recipe, stats=None, name="", weights=None, mean=None):
             w = (w.float().unflatten(0, (conv.groups, -1)) * s).flatten(0, 1)
         else:
             folded, scale = scale, None
-    key = (id(conv.weight), recipe.weight, recipe.symmetric, recipe.bits, recipe.group_size)
+    kind, options = recipe.rounding()
+    key = (id(conv.weight), kind, options)
     shared = folded is None and granularity != "channel" and weights is not None
     weight = weights.get(key) if shared else None
     if weight is None:
-        options = {"granularity": recipe.weight, "symmetric": recipe.symmetric, "input_scale": folded}
-        weight = IntWeight.quantize(w, recipe.bits, recipe.group_size, **options)
+        weight = kind.quantize(w, input_scale=folded, **dict(options))
         if shared:
             weights[key] = weight
     q = None if granularity is None else InputQuant(recipe.input_bits, granularity, scale)

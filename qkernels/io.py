@@ -17,30 +17,9 @@ import numpy as np
 
 from ._arrays import as_kind
 from .errors import ArgumentError, DTypeError, FormatError, UnsupportedError
-from .formats import (
-    BinaryWeight,
-    CodebookWeight,
-    FloatWeight,
-    IntWeight,
-    LogWeight,
-    MixedIntWeight,
-    PowerWeight,
-    TernaryWeight,
-    WeightFormat,
-)
+from .formats import FORMATS, WeightFormat
 
 VERSION = 1
-KINDS = (
-    BinaryWeight,
-    CodebookWeight,
-    FloatWeight,
-    IntWeight,
-    LogWeight,
-    MixedIntWeight,
-    PowerWeight,
-    TernaryWeight,
-)
-FORMATS = {f.__name__: f for f in KINDS}
 
 
 def save(path, weights):

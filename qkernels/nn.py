@@ -6,28 +6,15 @@ import torch
 from torch import nn
 
 from . import _torch_conv, _torch_ops, ops
-from ._arrays import as_float32, as_kind
+from ._arrays import as_float32, as_kind, as_numpy
 from .errors import ArgumentError, DTypeError, FormatError, UnsupportedError
-from .formats import IntWeight, MixedIntWeight
+from .formats import FORMATS, BinaryWeight, IntWeight, TernaryWeight
 from .formats.base import check_integer
+from .formats.operand import why_no_integers
 from .geometry import Geometry
 from .quant import InputQuant
 
-ARRAYS = (
-    "packed",
-    "scale",
-    "zero_point",
-    "input_scale",
-    "offset",
-    "row_bits",
-)  # of IntWeight, MixedIntWeight
-BUFFERS = (*ARRAYS, "bias", "x_scale", "x_zero_point")
-INTEGERS = {
-    "packed": torch.uint8,
-    "row_bits": torch.uint8,
-    "zero_point": torch.int16,
-    "x_zero_point": torch.int16,
-}
+SIGNS = BinaryWeight, TernaryWeight  # what InputQuant(bits=1) multiplies
 
 
 def _checked(where, weight, bias, input_quant, activation, out_dtype, formats=(IntWeight,)):
@@ -40,7 +27,7 @@ def _checked(where, weight, bias, input_quant, activation, out_dtype, formats=(I
             f"{where}: input_quant is a {type(input_quant).__name__}; accepted: InputQuant, None."
         )
     if input_quant is not None:
-        check_integer(where, weight)
+        _check_product(where, weight, input_quant)
     if not isinstance(activation, str | None) or activation not in ops.ACTIVATIONS:
         accepted = ", ".join(map(repr, ops.ACTIVATIONS))
         raise ArgumentError(f"{where}: activation is {activation!r}; accepted: {accepted}.")
@@ -61,8 +48,22 @@ def _checked(where, weight, bias, input_quant, activation, out_dtype, formats=(I
     return bias
 
 
+def _check_product(where, weight, input_quant):
+    """Refuse a weight and an input_quant that no integer product joins."""
+    check_integer(where, weight)
+    if input_quant.bits == 1 and not isinstance(weight, SIGNS):
+        accepted = ", ".join(f"qkernels.{f.__name__}" for f in SIGNS)
+        raise DTypeError(f"{where}: weight is a {type(weight).__name__}; accepted with bits=1: {accepted}.")
+    reason = why_no_integers(weight)
+    if reason is not None:
+        raise UnsupportedError(f"{where}: {reason}.")
+
+
 class _Compressed(nn.Module):
     """What the modules share: their buffers are the arrays of a weight, from which calls are prepared.
+
+    ``format`` is the weight's class and ``options`` what it takes beside arrays and shape. Options that were fitted to
+    one weight (a power's exponent) are buffers too, float64: another state dict brings its own.
 
     ``_prepare()`` makes ``_call``, the arguments of the op after x (the weight first, the InputQuant at place _QUANT),
     and ``_layout``, the weight as compiled code takes it.
@@ -80,19 +81,29 @@ class _Compressed(nn.Module):
         """The module's InputQuant, its static scale read from the buffers; None for weight-only."""
         return (self._call or self._prepare())[self._QUANT]
 
+    def _hold(self, weight, **others):
+        """Make buffers of the arrays of a weight, what was fitted to it, and ``others``, arrays or None."""
+        kind, options = type(weight), weight.options()
+        self.format = kind
+        self.options = {name: v for name, v in options.items() if name not in kind.FITTED}
+        arrays = {name: as_kind(getattr(weight, name), torch.empty(0)) for name in kind.array_names()}
+        fitted = {name: torch.tensor(options[name], dtype=torch.float64) for name in kind.FITTED}
+        for name, a in {**arrays, **fitted, **others}.items():
+            self.register_buffer(name, a)
+
     def _weight(self, shape):
         """The weight that the buffers are."""
-        arrays = {name: getattr(self, name) for name in ARRAYS if getattr(self, name) is not None}
-        if self.row_bits is not None:
-            return MixedIntWeight(**arrays, shape=shape)
-        return IntWeight(**arrays, bits=self.bits, group_size=self.group_size, shape=shape)
+        kind = self.format
+        fitted = {name: float(as_numpy(getattr(self, name), kind.__name__, name)) for name in kind.FITTED}
+        arrays = {name: getattr(self, name) for name in kind.array_names()}
+        return kind(**arrays, **self.options, **fitted, shape=shape)
 
     def _forget(self):
         self._call = self._layout = None
 
     def __setattr__(self, name, value):
         super().__setattr__(name, value)
-        if name in BUFFERS:
+        if name in self.__dict__.get("_buffers", ()):
             self._forget()
 
     def _apply(self, fn, recurse=True):
@@ -103,9 +114,8 @@ class _Compressed(nn.Module):
         super()._apply(move, recurse)
         self._forget()
         if self._on_cpu():
-            with contextlib.suppress(
-                FormatError, ArgumentError
-            ):  # to_empty: what is wrong shows at the next call
+            # to_empty: what is wrong shows at the next call
+            with contextlib.suppress(FormatError, ArgumentError, UnsupportedError):
                 self._prepare()
         return self
 
@@ -118,14 +128,15 @@ class _Compressed(nn.Module):
             if buffer is None or prefix + name not in state:
                 continue
             came = state[prefix + name]
-            wanted = INTEGERS.get(name, came.dtype if came.is_floating_point() else torch.float32)
+            floats = buffer.is_floating_point() and came.is_floating_point()
+            wanted = came.dtype if floats else buffer.dtype
             if came.dtype != wanted:
                 errors.append(f"{prefix}{name} has dtype {came.dtype}; accepted: {wanted}.")
                 return
             if came.shape == buffer.shape and not buffer.is_meta:
                 self._buffers[name] = buffer.clone()
-            elif name == "packed" and self.row_bits is not None and came.dim() == 1:
-                self._buffers[name] = came.new_empty(came.shape)  # rows of other widths take other bytes
+            elif name in self.format.RAGGED and came.dim() == buffer.dim():
+                self._buffers[name] = came.new_empty(came.shape)
         before = len(errors)
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
         self._forget()
@@ -134,6 +145,20 @@ class _Compressed(nn.Module):
                 self._prepare()
             except (ArgumentError, DTypeError, FormatError, UnsupportedError) as e:
                 errors.append(f"{prefix.rstrip('.') or 'nn.' + type(self).__name__}: {e}")
+
+    def _shown(self):
+        """What both modules show behind their geometry."""
+        facts = {"format": self.format.__name__, **self.options}
+        for name in self.format.FITTED:
+            fitted = getattr(self, name)
+            facts[name] = None if fitted.is_meta else f"{fitted.item():.4g}"
+        if self.granularity is not None:
+            static = self.granularity == "channel" or self.x_scale is not None
+            facts["input"] = f"{'static' if static else 'dynamic'} per {self.granularity}"
+            facts["input_bits"] = self.input_bits if self.input_bits != 8 else None
+            facts["input_power"] = self.input_power
+        facts["activation"] = self.activation
+        return "".join(f", {name}={value}" for name, value in facts.items() if value is not None)
 
     def __getstate__(self):
         return {**self.__dict__, "_call": None, "_layout": None}
@@ -145,35 +170,38 @@ class _Compressed(nn.Module):
 
 
 class Linear(_Compressed):
-    """``y = activation(x W^T + bias)``: ``nn.Linear`` whose weight is an IntWeight or a MixedIntWeight.
+    """``y = activation(x W^T + bias)``: ``nn.Linear`` whose weight is of any weight format.
 
-    The state dict holds the portable arrays as buffers: ``packed``, ``scale``, ``zero_point``, ``input_scale``,
-    ``offset`` and ``row_bits``, see the formats; ``bias`` float32 (N,); ``x_scale`` and ``x_zero_point`` of a static
-    per-tensor input. Absent ones are left out. Granularity, signedness and activation belong to the module,
-    as the stride of a convolution does. Layouts that kernels compute with are never saved. Change buffers by
+    The state dict holds the portable arrays as buffers, by the names of the format's fields, and a PowerWeight's
+    ``exponent``, float64 (); ``bias`` float32 (N,); ``x_scale`` and ``x_zero_point`` of a static per-tensor input.
+    Absent ones are left out. Other options of the format, granularity, signedness and activation belong to the module,
+    as the stride of a convolution does. Layouts that kernels compute with are never saved: one, of the core that the
+    input_quant takes, is made from the buffers and kept beside them. Change buffers by
     assignment or ``load_state_dict``, not in place. They keep their dtypes under ``.half()`` and the like:
     the module computes in the dtype of x.
 
     There is no gradient: the module is for inference.
 
     Args:
-        weight: IntWeight or MixedIntWeight (N, K); its arrays are shared, not copied.
+        weight: a weight format (N, K); its arrays are shared, not copied.
         bias: float (N,) or None.
-        input_quant: InputQuant, or None for weight-only.
+        input_quant: InputQuant, or None for weight-only. With bits=1: BinaryWeight or TernaryWeight.
         activation: None, "relu", "relu6", "gelu", "silu".
         out_dtype: torch dtype of y; None is x's.
 
     Raises:
         DTypeError, ArgumentError: what qkernels.linear refuses of these.
+        UnsupportedError: an input_quant with a weight that has no integers to multiply, such as a table that
+            ``weight.int_table()`` has none for.
     """
 
     def __init__(self, weight, bias=None, input_quant=None, activation=None, out_dtype=None):
         super().__init__()
         where = "nn.Linear"
-        formats = IntWeight, MixedIntWeight
-        bias = _checked(where, weight, bias, input_quant, activation, out_dtype, formats)
+        bias = _checked(where, weight, bias, input_quant, activation, out_dtype, tuple(FORMATS.values()))
+        if len(weight.shape) != 2:
+            raise ArgumentError(f"{where}: weight has shape {weight.shape}; accepted: (N, K). Use nn.Conv2d.")
         self.out_features, self.in_features = weight.shape
-        self.bits, self.group_size = weight.bits, weight.group_size
         self.activation, self.out_dtype = activation, out_dtype
         self.granularity = self.signed = self.input_bits = x_scale = x_zero_point = None
         self.input_power = None
@@ -186,10 +214,7 @@ class Linear(_Compressed):
                 x_scale = torch.tensor(input_quant.scale, dtype=torch.float32)
                 if input_quant.zero_point is not None:
                     x_zero_point = torch.tensor(input_quant.zero_point, dtype=torch.int16)
-        arrays = {name: as_kind(getattr(weight, name, None), torch.empty(0)) for name in ARRAYS}
-        arrays.update(bias=bias, x_scale=x_scale, x_zero_point=x_zero_point)
-        for name, a in arrays.items():
-            self.register_buffer(name, a)
+        self._hold(weight, bias=bias, x_scale=x_scale, x_zero_point=x_zero_point)
         self._prepare(weight if torch.is_tensor(weight.packed) else None)
 
     @classmethod
@@ -207,8 +232,8 @@ class Linear(_Compressed):
         return compress_linear(linear, recipe, stats)
 
     def _prepare(self, weight=None):
-        """Make from the buffers what calls need: ``_call``, arguments of ops.linear after x, and ``_layout``,
-        the weight as compiled code takes it. Eager calls use the same memory."""
+        """Make from the buffers what calls need: ``_call``, arguments of ops.linear after x, and ``_layout``, the only
+        layout that is made, as compiled code takes it. Eager calls use the same memory."""
         shape = (self.out_features, self.in_features)
         w = weight or self._weight(shape)
         q = None
@@ -218,10 +243,8 @@ class Linear(_Compressed):
             q = InputQuant(
                 self.input_bits, self.granularity, scale, self.signed, zero_point, self.input_power
             )
-        self._layout, self._call = (
-            None if q is None else _torch_ops.layout(w),
-            (w, self.bias, self.activation, q),
-        )
+        self._layout = _torch_ops.layout_for(w, q)
+        self._call = w, self.bias, self.activation, q
         return self._call
 
     def forward(self, x):
@@ -235,23 +258,14 @@ class Linear(_Compressed):
             raise UnsupportedError(
                 "nn.Linear: the buffers were changed; call the module once before compiling it."
             )
-        q = self._call[3]
-        if q is None:
-            raise UnsupportedError(
-                "nn.Linear: torch.compile takes no weight-only layer yet; give it an input_quant."
-            )
-        n, out_dtype = self.out_features, self.out_dtype
-        return _torch_ops.linear_packed(x, self._layout, self.bias, n, q, self.activation, out_dtype)
+        rest = self._call[3], False, self.activation, self.out_dtype
+        return _torch_ops.linear_on_block(x, self._layout, self.bias, self.out_features, *rest)
 
     def extra_repr(self):
         text = (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         )
-        text += f", bits={self.bits}" + (f", group_size={self.group_size}" if self.group_size else "")
-        if self.granularity is not None:
-            static = self.granularity == "channel" or self.x_scale is not None
-            text += f", input={'static' if static else 'dynamic'} per {self.granularity}"
-        return text + (f", activation={self.activation}" if self.activation else "")
+        return text + self._shown()
 
 
 class Conv2d(_Compressed):
@@ -292,9 +306,9 @@ class Conv2d(_Compressed):
         bias = _checked(where, weight, bias, input_quant, activation, out_dtype)
         g = self.geometry = Geometry.of(where, weight.shape, stride, padding, dilation, groups)
         self.out_channels, self.in_channels, self.kernel_size = g.out_channels, g.channels, g.kernel
-        self.bits, self.group_size = weight.bits, weight.group_size
         self.activation, self.out_dtype = activation, out_dtype
         self.granularity = self.signed = self.input_bits = x_scale = x_zero_point = None
+        self.input_power = None
         if input_quant is not None:
             ops.check_conv_quant(where, weight, input_quant, g)
             self.granularity, self.signed = input_quant.granularity, input_quant.signed
@@ -303,10 +317,7 @@ class Conv2d(_Compressed):
                 x_scale = torch.tensor(input_quant.scale, dtype=torch.float32)
             if input_quant.zero_point is not None:
                 x_zero_point = torch.tensor(input_quant.zero_point, dtype=torch.int16)
-        arrays = {name: as_kind(getattr(weight, name, None), torch.empty(0)) for name in ARRAYS}
-        arrays.update(bias=bias, x_scale=x_scale, x_zero_point=x_zero_point)
-        for name, a in arrays.items():
-            self.register_buffer(name, a)
+        self._hold(weight, bias=bias, x_scale=x_scale, x_zero_point=x_zero_point)
         self._numbers = _torch_conv.numbers(g)
         self._prepare(weight if torch.is_tensor(weight.packed) else None)
 
@@ -366,9 +377,4 @@ class Conv2d(_Compressed):
         )
         text += f", dilation={g.dilation}" if g.dilation != (1, 1) else ""
         text += f", groups={g.groups}" if g.groups > 1 else ""
-        text += f", bias={self.bias is not None}, bits={self.bits}"
-        text += f", group_size={self.group_size}" if self.group_size else ""
-        if self.granularity is not None:
-            static = self.granularity == "channel" or self.x_scale is not None
-            text += f", input={'static' if static else 'dynamic'} per {self.granularity}"
-        return text + (f", activation={self.activation}" if self.activation else "")
+        return text + f", bias={self.bias is not None}" + self._shown()

@@ -16,6 +16,8 @@ MULTIPLY_EVENTS = {  # operators that multiply by a weight in a compiled graph
     "mkldnn::_convolution_pointwise",
     "mkldnn::_convolution_pointwise_",
     "qkernels::linear_int",
+    "qkernels::linear_float",
+    "qkernels::linear_signs",
     "qkernels::conv2d_int",
 }
 

@@ -10,7 +10,23 @@ from .mixed import MixedIntWeight
 from .power import PowerWeight, search_exponent
 from .ternary import TernaryWeight
 
+# Every format by its name: what files and modules hold.
+FORMATS = {
+    f.__name__: f
+    for f in (
+        BinaryWeight,
+        CodebookWeight,
+        FloatWeight,
+        IntWeight,
+        LogWeight,
+        MixedIntWeight,
+        PowerWeight,
+        TernaryWeight,
+    )
+}
+
 __all__ = [
+    "FORMATS",
     "BinaryWeight",
     "CodebookWeight",
     "FloatWeight",

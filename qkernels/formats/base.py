@@ -29,8 +29,15 @@ class WeightFormat:
 
     version = 1  # of the portable layout, written into files
     OPTIONS = ()  # fields beside the arrays and the shape, written into files too
+    FITTED = ()  # options that are numbers found for one weight: modules keep them with its arrays
+    RAGGED = ()  # arrays whose length depends on what the others hold
     is_grouped = False  # whether a row has more than one scale
     offset = None  # what IntWeight may add to a scaled code
+
+    @classmethod
+    def array_names(cls):
+        """The fields that hold arrays, or None where a weight lacks one."""
+        return tuple(f.name for f in fields(cls) if f.name not in (*cls.OPTIONS, "shape"))
 
     def options(self):
         """The values of OPTIONS by name."""

@@ -44,6 +44,8 @@ class MixedIntWeight(WeightFormat):
             could overflow.
     """
 
+    RAGGED = ("packed",)
+
     packed: object
     row_bits: object
     scale: object

@@ -40,6 +40,7 @@ class PowerWeight(CodedWeight):
     """
 
     OPTIONS = ("bits", "exponent", "group_size")
+    FITTED = ("exponent",)
 
     packed: object
     scale: object

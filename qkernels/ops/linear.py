@@ -92,17 +92,11 @@ def linear(
         if traced:
             from .. import _torch_ops
 
+            block, exact = _torch_ops.layout_for(w, input_quant), compute_dtype == "float32"
             out_dtype = getattr(torch, request.out_name)
-            if input_quant is None:
-                exact = compute_dtype == "float32"
-                block = _torch_ops.layout_of_floats(w)
-                return _torch_ops.linear_float_packed(
-                    x, block, bias, w.shape[0], exact, activation, out_dtype
-                )
-            signs = input_quant.bits == 1
-            block = (_torch_ops.layout_of_signs if signs else _torch_ops.layout)(w)
-            run = _torch_ops.linear_signs_packed if signs else _torch_ops.linear_packed
-            return run(x, block, bias, w.shape[0], input_quant, activation, out_dtype)
+            return _torch_ops.linear_on_block(
+                x, block, bias, w.shape[0], input_quant, exact, activation, out_dtype
+            )
         if w.shape[1]:
             keep_plan(request, activation, input_quant, compute_dtype, out_dtype, backend)
     return kernel.run(request)
