@@ -31,7 +31,7 @@ class Recipe:
     kind       of "float": "e4m3", "e5m2", "e2m1"; ``scale_kind``: "float32", "e8m0", "e4m3" (FloatWeight).
     codebook   of "codebook": "nf4", a tuple of 2**bits numbers, or None, which is k-means.
     input      granularity of the activations': "token", "tensor", "channel", or None: weight-only, activations stay
-               floats, nothing is calibrated, and no bias corrected (convolutions then run the reference). An output of a
+               floats, nothing is calibrated, no bias corrected (convolutions then run the reference). An output of a
                convolution sums over many pixels, so for convolutions "token" means "tensor".
     input_bits of the activations' codes, 2 to 8.
     input_power 0.5: the activations' codes are on a square root (PowerQuant), else None. "token" or dynamic "tensor".
