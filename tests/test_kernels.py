@@ -348,17 +348,22 @@ def test_smooth_activations(kernel, activation):
     assert (error <= 1e-6 + 2e-6 * np.abs(expected)).all(), error.max()
 
 
-def test_weight_only_falls_back_visibly(rng, caplog):
-    w, x = weight(rng, 8, 12), rng.standard_normal((3, 12)).astype(np.float32)
+def test_the_reference_runs_visibly(rng, caplog):
+    """Weight-only convolutions have no other kernel; linear layers do, and say nothing."""
+    w, x = (
+        qk.IntWeight.quantize(rng.standard_normal((8, 3, 3, 3))),
+        rng.standard_normal((1, 3, 5, 5)).astype(np.float32),
+    )
     registry._said.clear()
     with caplog.at_level("WARNING", "qkernels"):
-        y = qk.linear(x, w)
-        qk.linear(x, w)
+        qk.linear(x.reshape(5, 15), weight(rng, 4, 15))
+        assert not caplog.records
+        for _ in range(2):
+            qk.conv2d(x, w)
     assert len(caplog.records) == 1 and "reference" in caplog.text
-    np.testing.assert_allclose(y, x @ w.dense().T, rtol=1e-4, atol=1e-4)
-    assert qk.explain("linear", w, x).chosen.backend == "reference"
+    assert qk.explain("conv2d", w, x).chosen.backend == "reference"
     with pytest.raises(qk.UnsupportedError, match="weight-only"):
-        qk.linear(x, w, backend="cpu")
+        qk.conv2d(x, w, backend="cpu")
 
 
 def test_linear_plan_follows_its_options(rng):

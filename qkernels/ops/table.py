@@ -34,7 +34,7 @@ def add_rows(
 
 def integer_activations(request):
     if request.options["input_quant"] is None:
-        return "input_quant is None: that is for the float core"
+        return "input_quant is None (weight-only): that is for the float core, which has no convolutions"
     if request.options["input_quant"].bits == 1:
         return "input_quant has bits=1: that is for the binary core"
     return None
