@@ -224,6 +224,9 @@ QK_EMULATED __m512 _mm512_i32gather_ps(__m512i index, const void* p, int scale) 
         return v;
     });
 }
+QK_EMULATED __m512i _mm512_i32gather_epi32(__m512i index, const void* p, int scale) {
+    return (__m512i)_mm512_i32gather_ps(index, p, scale);
+}
 
 // ---- bits, masks and comparisons ----------------------------------------------------------------------------------
 QK_EMULATED __m512i _mm512_and_si512(__m512i a, __m512i b) { return a & b; }
