@@ -118,33 +118,32 @@ void micro_float(const qk::FloatArgs& args) {
                 acc[i / (ROWS * NW)][i / NW % ROWS][i % NW] = own(set1(0.0f));
             });
         };
-        // Step i of a chunk.
-        auto multiply_step = [&](auto i, auto sub) __attribute__((always_inline)) {
-            const uint8_t* from_step = step + i * From::kBytes;
-            if constexpr (ROWS == 1) {  // each weight is used once: none waits in a register
-                const auto xs = broadcast(x(i, std::integral_constant<int, 0>{}), sub);
-                unroll<NW>([&](auto v) __attribute__((always_inline)) {
-                    f32v& sum = acc[i % SETS][0][v];
-                    sum = multiply_add(sum, xs, from(from_step, PANEL ? v * LANES : column + v * LANES, sub));
-                });
-            } else {
-                weight w[NW];
-                unroll<NW>([&](auto v) __attribute__((always_inline)) {
-                    w[v] = from(from_step, PANEL ? v * LANES : column + v * LANES, sub);
-                });
-                unroll<ROWS>([&](auto r) __attribute__((always_inline)) {
-                    const auto xs = broadcast(x(i, r), sub);
-                    unroll<NW>([&](auto v) __attribute__((always_inline)) {
-                        acc[0][r][v] = multiply_add(acc[0][r][v], xs, w[v]);
-                    });
-                });
-            }
-        };
+        // Step i of a chunk. One closure: of two, one inside the other, gcc writes the sums to memory.
         auto advance = [&](auto i) __attribute__((always_inline)) {
+            const uint8_t* from_step = step + i * From::kBytes;
             if constexpr (From::kWhole) {
-                from.multiply(step + i * From::kBytes, x(i, std::integral_constant<int, 0>{}), acc[0][0]);
+                from.multiply(from_step, x(i, std::integral_constant<int, 0>{}), acc[0][0]);
             } else {
-                unroll<SUB>([&](auto sub) __attribute__((always_inline)) { multiply_step(i, sub); });
+                unroll<SUB>([&](auto sub) __attribute__((always_inline)) {
+                    if constexpr (ROWS == 1) {  // each weight is used once: none waits in a register
+                        const auto xs = broadcast(x(i, std::integral_constant<int, 0>{}), sub);
+                        unroll<NW>([&](auto v) __attribute__((always_inline)) {
+                            f32v& sum = acc[i % SETS][0][v];
+                            sum = multiply_add(sum, xs, from(from_step, PANEL ? v * LANES : column + v * LANES, sub));
+                        });
+                    } else {
+                        weight w[NW];
+                        unroll<NW>([&](auto v) __attribute__((always_inline)) {
+                            w[v] = from(from_step, PANEL ? v * LANES : column + v * LANES, sub);
+                        });
+                        unroll<ROWS>([&](auto r) __attribute__((always_inline)) {
+                            const auto xs = broadcast(x(i, r), sub);
+                            unroll<NW>([&](auto v) __attribute__((always_inline)) {
+                                acc[0][r][v] = multiply_add(acc[0][r][v], xs, w[v]);
+                            });
+                        });
+                    }
+                });
             }
         };
         auto finish = [&]() __attribute__((always_inline)) {
