@@ -348,17 +348,20 @@ def test_smooth_activations(kernel, activation):
     assert (error <= 1e-6 + 2e-6 * np.abs(expected)).all(), error.max()
 
 
-def test_weight_only_falls_back_visibly(rng, caplog):
+def test_a_fallback_is_visible(rng, caplog):
+    """Products of bfloat16 on an instruction set without them; those of float32 run natively and say nothing."""
     w, x = weight(rng, 8, 12), rng.standard_normal((3, 12)).astype(np.float32)
     registry._said.clear()
-    with caplog.at_level("WARNING", "qkernels"):
-        y = qk.linear(x, w)
-        qk.linear(x, w)
-    assert len(caplog.records) == 1 and "reference" in caplog.text
-    np.testing.assert_allclose(y, x @ w.dense().T, rtol=1e-4, atol=1e-4)
-    assert qk.explain("linear", w, x).chosen.backend == "reference"
-    with pytest.raises(qk.UnsupportedError, match="weight-only"):
-        qk.linear(x, w, backend="cpu")
+    with qk.force_isa("scalar"), caplog.at_level("WARNING", "qkernels"):
+        np.testing.assert_allclose(qk.linear(x, w), x @ w.dense().T, rtol=1e-4, atol=1e-4)
+        assert not caplog.records and qk.explain("linear", w, x).chosen.backend == "cpu"
+        y = qk.linear(x, w, compute_dtype="bfloat16")
+        qk.linear(x, w, compute_dtype="bfloat16")
+        assert len(caplog.records) == 1 and "reference" in caplog.text
+        expected = qk.reference.linear_float(x, w, compute_dtype="bfloat16")
+        np.testing.assert_array_equal(y, expected)
+        with pytest.raises(qk.UnsupportedError, match="avx512bf16"):
+            qk.linear(x, w, compute_dtype="bfloat16", backend="cpu")
 
 
 def test_linear_plan_follows_its_options(rng):
