@@ -31,8 +31,8 @@ class Recipe:
     kind       of "float": "e4m3", "e5m2", "e2m1"; ``scale_kind``: "float32", "e8m0", "e4m3" (FloatWeight).
     codebook   of "codebook": "nf4", a tuple of 2**bits numbers, or None, which is k-means.
     input      granularity of the activations': "token", "tensor", "channel", or None: weight-only, activations stay
-               floats, nothing is calibrated, no bias corrected (convolutions then run the reference). An output of a
-               convolution sums over many pixels, so for convolutions "token" means "tensor".
+               floats (and convolutions run the reference). An output of a convolution sums over many pixels, so for
+               convolutions "token" means "tensor".
     input_bits of the activations' codes, 2 to 8.
     input_power 0.5: the activations' codes are on a square root (PowerQuant), else None. "token" or dynamic "tensor".
     correct    the bias takes what rounding the weights moves each output by on average, from the mean of each input
@@ -68,7 +68,11 @@ class Recipe:
 
     def __post_init__(self):
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
-        if self.mixed and self.format == "int":
+        if self.mixed and self.format not in ("int", "mixed"):
+            raise ArgumentError(
+                f"Recipe: mixed is True with format {self.format!r}; accepted: False, or format 'mixed'."
+            )
+        if self.mixed:
             put("format", "mixed")
         for name, accepted in (
             ("weight", ("channel", "tensor")),
@@ -80,8 +84,9 @@ class Recipe:
                 raise ArgumentError(f"Recipe: {name} is {getattr(self, name)!r}; accepted: {accepted}.")
         put("mixed", self.format == "mixed")
         for name in ("bits", "input_bits"):
-            if getattr(self, name) not in range(1 if (name, self.format) == ("bits", "codebook") else 2, 9):
-                raise ArgumentError(f"Recipe: {name} is {getattr(self, name)!r}; accepted: 2 to 8.")
+            least = 1 if (name, self.format) == ("bits", "codebook") else 2
+            if getattr(self, name) not in range(least, 9):
+                raise ArgumentError(f"Recipe: {name} is {getattr(self, name)!r}; accepted: {least} to 8.")
         if not isinstance(self.codebook, str | tuple | None):
             came = type(self.codebook).__name__
             raise ArgumentError(f"Recipe: codebook is a {came}; accepted: 'nf4', a tuple of numbers, None.")
@@ -105,8 +110,6 @@ class Recipe:
             put("static", True)
         if self.input in ("channel", None):
             put("smooth", 0.0)
-        if self.input is None:
-            put("correct", False)
 
     def _check_format(self):
         taken = FORMATS[self.format][1]

@@ -14,9 +14,19 @@ from qkernels.compress import RECIPES, Recipe
 from qkernels.errors import ArgumentError, DTypeError
 
 WIDTH = 32
-LEAST = {"w3a8-g64": 0.95, "w2a8-g16": 0.8, "w4a4": 0.9, "w4a4-g64": 0.9} | dict.fromkeys(
-    ("w4a8", "w4a8-g128", "w4a8-g64", "w4a8-g32", "w4mixed-a8"), 0.97
-)  # cosine to float that a recipe of few bits must keep
+LEAST = {  # cosine to float that a recipe of few bits must keep
+    **{
+        "w3a8-g64": 0.95,
+        "w2a8-g16": 0.8,
+        "w4a4": 0.9,
+        "w4a4-g64": 0.9,
+        "power4-a4": 0.95,
+        "w3a16-g128": 0.95,
+    },
+    **dict.fromkeys(("w4a8", "w4a8-g128", "w4a8-g64", "w4a8-g32", "w4mixed-a8", "power4-a8"), 0.97),
+    **dict.fromkeys(("power4", "power4-g32", "nf4", "e2m1", "w4a16-g128", "w4a16-g64", "w4a16-g32"), 0.98),
+    **{"log4-g32": 0.96},
+}
 STATIC = [name for name, recipe in RECIPES.items() if recipe.static]
 
 
@@ -375,11 +385,124 @@ def test_mixed_widths(rng):
     assert_same(again(x), small(x))
     with pytest.raises(ArgumentError, match="mixed"):
         qk.compress(nn.Sequential(nn.Conv2d(3, 4, 1)), "w4mixed-a8")
-    with pytest.raises(ArgumentError, match="mixed is True"):
+    with pytest.raises(ArgumentError, match="group_size is 32 with format 'mixed'"):
         Recipe(mixed=True, group_size=32)
+    assert Recipe(mixed=True, bits=4) == Recipe(format="mixed", bits=4)
 
 
-@pytest.mark.parametrize("options", [{"bits": 9}, {"input_bits": 1}, {"group_size": 32, "weight": "tensor"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bits": 9},
+        {"bits": 1, "format": "power"},
+        {"input_bits": 1},
+        {"group_size": 32, "weight": "tensor"},
+        {"format": "ternary"},
+        {"exponent": 0.5},
+        {"exponent": 0.5, "format": "log"},
+        {"kind": "e2m1", "format": "int"},
+        {"scale_kind": "e8m0", "format": "codebook"},
+        {"codebook": "nf4", "format": "float"},
+        {"codebook": [0.0, 1.0], "format": "codebook"},
+        {"bits": 4, "format": "float"},
+        {"symmetric": False, "format": "power"},
+        {"mixed": True, "format": "power"},
+        {"weight": "tensor", "format": "mixed"},
+        {"input_power": 0.4},
+        {"input_power": 0.5, "input": None},
+        {"input_power": 0.5, "input": "tensor", "static": True},
+    ],
+    ids=str,
+)
 def test_recipes_out_of_range(options):
     with pytest.raises(ArgumentError, match=next(iter(options))):
         Recipe(**options)
+
+
+FORMATS = {  # name -> class, options of the weight, input_quant
+    "w8a16": (qk.IntWeight, {"bits": 8, "group_size": None}, None),
+    "w4a16-g128": (qk.IntWeight, {"bits": 4, "group_size": 128}, None),
+    "w4a16-g64": (qk.IntWeight, {"bits": 4, "group_size": 64}, None),
+    "w4a16-g32": (qk.IntWeight, {"bits": 4, "group_size": 32}, None),
+    "w3a16-g128": (qk.IntWeight, {"bits": 3, "group_size": 128}, None),
+    "power4": (qk.PowerWeight, {"bits": 4, "group_size": None}, None),
+    "power4-g32": (qk.PowerWeight, {"bits": 4, "group_size": 32}, None),
+    "power4-a8": (qk.PowerWeight, {"bits": 4, "exponent": 0.5}, qk.InputQuant(8, power=0.5)),
+    "power4-a4": (qk.PowerWeight, {"bits": 4, "exponent": 0.5}, qk.InputQuant(4, power=0.5)),
+    "nf4": (qk.CodebookWeight, {"bits": 4, "group_size": 64}, None),
+    "e2m1": (qk.FloatWeight, {"kind": "e2m1", "group_size": 32}, None),
+    "log4-g32": (qk.LogWeight, {"bits": 4, "group_size": 32}, None),
+    "e4m3": (qk.FloatWeight, {"kind": "e4m3", "group_size": None}, None),
+}
+
+
+@pytest.mark.parametrize("recipe", FORMATS)
+def test_formats_of_recipes(recipe):
+    kind, options, quant = FORMATS[recipe]
+    linear = nn.Linear(160, 6)
+    m = qk.compress(linear, recipe)
+    assert type(m.weight) is kind and m.input_quant == quant
+    assert {name: getattr(m.weight, name) for name in options} == options
+    W = linear.weight.detach()
+    assert_same(m.bias, linear.bias.detach())  # without calibration nothing is corrected
+    expected = dict(RECIPES[recipe].rounding()[1])
+    assert_same(m.weight.dense(), kind.quantize(W, **expected).dense())
+    if recipe in ("w4a16-g32", "w3a16-g128"):
+        assert m.weight.zero_point is not None
+    if recipe == "nf4":
+        assert_same(m.weight.codebook, qk.CodebookWeight.quantize(W, 4, "nf4").codebook)
+
+
+def test_power4_searches_each_layer(rng):
+    model = nn.Sequential(nn.Linear(64, 48), nn.Linear(48, 64))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.from_numpy(rng.standard_normal((64, 48)) ** 3))
+    small = qk.compress(model, "power4")
+    for layer, other in zip(model, small):
+        assert other.weight.exponent == qk.search_exponent([layer.weight.detach()], bits=4)
+    assert small[1].weight.exponent < small[0].weight.exponent - 0.05  # heavy tails take finer steps near 0
+
+
+def test_weight_only_needs_no_calibration(model, rng):
+    """Nothing is measured of the activations, so calibration changes nothing; a power of activations does use it."""
+    for recipe in ("w4a16-g32", "power4", "nf4"):
+        plain, other = (qk.compress(model, recipe, c) for c in (None, batches(rng)))
+        assert all(
+            torch.equal(a, b) for a, b in zip(plain.state_dict().values(), other.state_dict().values())
+        )
+        assert other.blocks[0].down.bias is None
+    small = qk.compress(model, "power4-a8", batches(rng))
+    assert small.head.input_scale.shape == (WIDTH,) and small.blocks[0].down.bias is not None
+
+
+def test_tied_weights_share_codes_of_every_format():
+    a, b = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+    b.weight = a.weight
+    for recipe in FORMATS:
+        small = qk.compress(nn.Sequential(a, b), recipe)
+        assert small[0].weight is small[1].weight
+    other = qk.compress(nn.Sequential(a, b), {"0": "power4", "1": "w8a16"})
+    assert type(other[0].weight) is qk.PowerWeight and type(other[1].weight) is qk.IntWeight
+
+
+@pytest.mark.parametrize(
+    "recipe", ["power4", "power4-a8", "nf4", "e4m3", Recipe(input="tensor", input_power=0.5)]
+)
+def test_convolutions_refuse_formats(recipe):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(16, 4))
+    with pytest.raises(ArgumentError, match=r"layer '0': recipe has format .* convolution; accepted: 'int'"):
+        qk.compress(model, recipe)
+    small = qk.compress(model, {"0": None, "*": recipe})
+    assert type(small[0]) is nn.Conv2d and small(torch.randn(2, 3, 2, 2)).shape == (2, 4)
+
+
+def test_tables_without_integers_refuse_activations(model):
+    for recipe in (
+        Recipe(format="float"),
+        Recipe(format="power", bits=4, exponent=0.4),
+        Recipe(format="log", bits=5),
+    ):
+        with pytest.raises(qk.UnsupportedError, match="input_quant=None"):
+            qk.compress(model, recipe)
+    exact = Recipe(format="codebook", bits=1, codebook=(-1.0, 1.0))
+    assert qk.compress(model, exact).head.weight.int_table() is not None

@@ -175,11 +175,14 @@ def test_weights_and_granularities_that_do_not_fit():
 
 
 def test_a_named_backend_refuses_instead_of_falling_back():
-    for x in (X, t(X)):
-        with pytest.raises(U, match="weight-only") as e:
-            qk.linear(x, W, backend="cpu")
-        assert "InputQuant" in str(e.value) and "reference" in str(e.value)
-    assert qk.explain("linear", W, X).chosen.backend == "reference"
+    """Products of bfloat16 where the instruction set has none."""
+    with qk.force_isa("scalar"):
+        for x in (X, t(X)):
+            with pytest.raises(U, match="compute_dtype is 'bfloat16'") as e:
+                qk.linear(x, W, compute_dtype="bfloat16", backend="cpu")
+            assert "avx512bf16" in str(e.value) and "reference" in str(e.value)
+        assert qk.explain("linear", W, X, compute_dtype="bfloat16").chosen.backend == "reference"
+        assert qk.explain("linear", W, X).chosen.backend == "cpu"
 
 
 def test_the_result_of_a_refused_call_is_not_remembered():

@@ -366,6 +366,22 @@ def test_the_reference_runs_visibly(rng, caplog):
         qk.conv2d(x, w, backend="cpu")
 
 
+def test_a_fallback_is_visible(rng, caplog):
+    """Products of bfloat16 on an instruction set without them; those of float32 run natively and say nothing."""
+    w, x = weight(rng, 8, 12), rng.standard_normal((3, 12)).astype(np.float32)
+    registry._said.clear()
+    with qk.force_isa("scalar"), caplog.at_level("WARNING", "qkernels"):
+        np.testing.assert_allclose(qk.linear(x, w), x @ w.dense().T, rtol=1e-4, atol=1e-4)
+        assert not caplog.records and qk.explain("linear", w, x).chosen.backend == "cpu"
+        y = qk.linear(x, w, compute_dtype="bfloat16")
+        qk.linear(x, w, compute_dtype="bfloat16")
+        assert len(caplog.records) == 1 and "reference" in caplog.text
+        expected = qk.reference.linear_float(x, w, compute_dtype="bfloat16")
+        np.testing.assert_array_equal(y, expected)
+        with pytest.raises(qk.UnsupportedError, match="avx512bf16"):
+            qk.linear(x, w, compute_dtype="bfloat16", backend="cpu")
+
+
 def test_linear_plan_follows_its_options(rng):
     """The remembered fast call must not answer for other options, biases or shapes."""
     w = qk.IntWeight.quantize(torch.randn(40, 30))

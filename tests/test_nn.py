@@ -22,7 +22,6 @@ QUANTS = {
     "channel": qk.InputQuant(granularity="channel"),
 }
 each_quant = pytest.mark.parametrize("quant", QUANTS)
-integer_quants = pytest.mark.parametrize("quant", [q for q in QUANTS if q != "weight-only"])
 
 
 def layer(rng, quant="token", bias=True, n=N, k=K, **options):
@@ -179,7 +178,11 @@ def test_meta_device_and_to_empty(rng):
 def test_refuses(rng):
     _, w, b = layer(rng)
     cases = [
-        ((torch.zeros(3, 4),), DTypeError, "weight is a Tensor; accepted: qkernels.IntWeight"),
+        (
+            (torch.zeros(3, 4),),
+            DTypeError,
+            "weight is a Tensor; accepted: qkernels.BinaryWeight.*qkernels.IntWeight",
+        ),
         ((w, b, "token"), DTypeError, "input_quant is a str; accepted: InputQuant"),
         ((w, b, None, "tanh"), ArgumentError, "activation is 'tanh'"),
         ((w, b[:3]), ArgumentError, r"bias has shape \(3,\).*must be \(24,\)"),
@@ -212,7 +215,8 @@ def test_from_float(rng):
 def test_repr(rng):
     text = repr(layer(rng, "static", activation="gelu")[0])
     assert (
-        "in_features=40, out_features=24, bias=True, bits=8, input=static per tensor, activation=gelu" in text
+        "in_features=40, out_features=24, bias=True, format=IntWeight, bits=8, input=static per tensor, "
+        "activation=gelu" in text
     )
     assert "input=" not in repr(layer(rng, "weight-only")[0])
 
@@ -220,7 +224,7 @@ def test_repr(rng):
 # torch.compile
 
 
-@integer_quants
+@each_quant
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_compiles_into_one_graph(quant, dtype, rng):
     torch._dynamo.reset()
@@ -250,7 +254,7 @@ def test_compiled_module_sees_loaded_weights(rng):
     assert (m(x) != other(x)).any()
 
 
-@integer_quants
+@each_quant
 def test_exports(quant, rng):
     m = torch.nn.Sequential(
         layer(rng, quant)[0]
@@ -260,19 +264,13 @@ def test_exports(quant, rng):
     assert_same(exported.module()(x), m(x))
 
 
-def test_compile_refuses_weight_only(rng):
-    torch._dynamo.reset()
-    m = layer(rng, "weight-only")[0]
-    with pytest.raises(Exception, match="weight-only"):
-        torch.compile(m, fullgraph=True, backend="eager")(inputs(rng, 2))
-
-
-@integer_quants
+@each_quant
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_opcheck(quant, dtype, rng):
     m = layer(rng, quant)[0]
     captured = []
-    op = torch.ops.qkernels.linear_int.default
+    ops = torch.ops.qkernels
+    op = (ops.linear_float if quant == "weight-only" else ops.linear_int).default
 
     class Capture(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):

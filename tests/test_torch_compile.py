@@ -157,6 +157,85 @@ def test_opcheck_of_tables(quant, group_size):
         _torch_ops.layout(qk.PowerWeight.quantize(torch.randn(24, 20), exponent=0.3))
 
 
+# ---- weight-only -----------------------------------------------------------------------------------------
+
+FLOAT_WEIGHTS = {  # one of each kind that the block of the float core knows
+    "int8": lambda W: qk.IntWeight.quantize(W, input_scale=torch.linspace(0.5, 2, W.shape[1])),
+    "grouped": lambda W: qk.IntWeight.quantize(W, 3, 16, symmetric=False),
+    "power": lambda W: qk.PowerWeight.quantize(W, 4, 0.37),
+    "rows": lambda W: qk.CodebookWeight.quantize(W, 2, granularity="channel"),
+    "signs": qk.BinaryWeight.quantize,
+}
+each_float = pytest.mark.parametrize("make", FLOAT_WEIGHTS)
+
+
+def float_arguments(w, x, bias=None, exact=False, activation=1, out_dtype=torch.float32):
+    return x, _torch_ops.layout_of_floats(w), bias, w.shape[0], exact, activation, out_dtype
+
+
+@each_float
+def test_opcheck_of_floats(make):
+    w, op = FLOAT_WEIGHTS[make](torch.randn(24, 20)), torch.ops.qkernels.linear_float
+    cases = [
+        (torch.randn(3, 20), torch.randn(24), torch.float32),
+        (torch.randn(2, 3, 20, dtype=torch.bfloat16), None, torch.float16),
+        (torch.randn(0, 20), torch.randn(24, dtype=torch.bfloat16), torch.float32),
+        (torch.randn(20, 4).T, None, torch.float32),
+    ]
+    for x, bias, out_dtype in cases:
+        for exact in (False, True):
+            arguments = float_arguments(w, x, bias, exact, out_dtype=out_dtype)
+            torch.library.opcheck(op.default, arguments)
+            compute_dtype = "float32" if exact else None
+            y = qk.linear(x, w, bias, "relu", compute_dtype=compute_dtype, out_dtype=out_dtype)
+            assert torch.equal(op(*arguments), y)
+
+
+def test_a_tampered_block_of_floats_is_refused():
+    run, w, x = (
+        torch.ops.qkernels.linear_float,
+        FLOAT_WEIGHTS["grouped"](torch.randn(24, 20)),
+        torch.randn(3, 20),
+    )
+    arguments = list(float_arguments(w, x))
+    good = arguments[1].clone()
+    for size in (0, 1, 63, 128, good.numel() - 64, good.numel() - 1):
+        arguments[1] = good[:size].clone()
+        with pytest.raises(ValueError, match="prepacked"):
+            run(*arguments)
+    for byte in range(16):  # what it is, and its version
+        arguments[1] = good.clone()
+        arguments[1][byte] ^= 0x80
+        with pytest.raises(ValueError):
+            run(*arguments)
+            pytest.fail(f"byte {byte} was accepted")
+    for change in ({3: 23}, {3: -1}, {5: 9}, {6: torch.int8}, {0: torch.randn(3, 19)}, {2: torch.randn(23)}):
+        arguments = list(float_arguments(w, x))
+        for place, value in change.items():
+            arguments[place] = value
+        with pytest.raises((ValueError, TypeError)):
+            run(*arguments)
+
+
+@each_float
+def test_compiled_function_with_float_activations(make):
+    """The weight was never used before, in a function and in a module; a batch of any size is one graph."""
+    w, bias = FLOAT_WEIGHTS[make](torch.randn(24, 20)), torch.randn(24)
+    module = torch.nn.Sequential(qk.nn.Linear(FLOAT_WEIGHTS[make](torch.randn(20, 24)), activation="gelu"))
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    f = lambda x: module(qk.linear(x * 2, w, bias, "silu", compute_dtype="float32")) + 1  # noqa: E731
+    compiled = torch.compile(f, fullgraph=True, dynamic=True, backend=backend)
+    for rows in (3, 5, 17):
+        x = torch.randn(rows, 20)
+        assert torch.equal(compiled(x), f(x))
+    assert len(graphs) == 1
+
+
 # ---- torch.compile ---------------------------------------------------------------------------------------
 
 
@@ -228,11 +307,11 @@ def test_compiled_with_parameters_that_train():
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({}, "input_quant"),
+        ({"compute_dtype": "bfloat16"}, "compute_dtype"),
         ({"input_quant": QUANTS["token"], "backend": "reference"}, "backend"),
         ({"input_quant": QUANTS["token"], "activation": "tanh"}, "activation"),
     ],
-    ids=["weight-only", "backend", "activation"],
+    ids=["compute_dtype", "backend", "activation"],
 )
 def test_compiled_refusals(options, words):
     w = weight()
@@ -282,12 +361,13 @@ def test_fake_tensors():
         for _ in range(2):
             y = qk.linear(x, w, input_quant=q, out_dtype=torch.bfloat16)
             assert y.shape == (3, 5, 24) and y.dtype == torch.bfloat16
+            assert qk.linear(x, w).shape == (3, 5, 24)
     qk.linear(torch.randn(2, 20), w, input_quant=q)
     assert qk.linear(x, w, input_quant=q).shape == (3, 5, 24)  # after real calls, outside of the mode
     codes = FakeTensorMode().from_tensor(torch.zeros(3, 20, dtype=torch.int8))
     acc = FakeTensorMode().from_tensor(torch.zeros(3, 20, dtype=torch.int32))
     for call in (
-        lambda: qk.linear(x, w),
+        lambda: qk.linear(x, w, backend="reference"),
         lambda: qk.linear(
             torch.randn(3, 20), w, bias=FakeTensorMode().from_tensor(torch.ones(24)), input_quant=q
         ),
