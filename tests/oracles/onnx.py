@@ -9,6 +9,15 @@ from onnx import TensorProto, helper, numpy_helper
 MICROSOFT = "com.microsoft"  # the domain of onnxruntime's own operators
 FOUR_BITS = {True: TensorProto.INT4, False: TensorProto.UINT4}  # by whether signed
 
+# Without VNNI, onnxruntime adds two products of uint8 and int8 in int16, which saturates.
+with open("/proc/cpuinfo") as _file:
+    _HAS_VNNI = any(flag.endswith("vnni") for flag in _file.read().split())
+
+
+def exact(codes):
+    """int8 weights whose products with uint8 onnxruntime adds exactly on this machine: halved where it must be."""
+    return codes if _HAS_VNNI else codes // np.int8(2)
+
 
 class Nibbles:
     """A constant of 4-bit integers, which NumPy has no type for."""
