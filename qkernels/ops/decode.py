@@ -25,16 +25,17 @@ def _isa_number(forced):  # by registry._forced, as ops.plans
 
 
 def _plain(t, torch):
-    """A contiguous float32 tensor on the CPU without anything that torch must do first."""
+    """The address of a contiguous float32 tensor on the CPU without anything that torch must do first, else 0."""
     kind = type(t)
-    return (
+    if (
         (kind is torch.Tensor or kind is torch.nn.Parameter)
         and t.dtype is torch.float32
         and t.is_cpu
         and t.is_contiguous()
         and not t.is_neg()
-        and t.data_ptr() != 0
-    )
+    ):
+        return t.data_ptr()
+    return 0
 
 
 def _cache(t, torch):
@@ -73,17 +74,14 @@ def rms_norm(x, weight, eps, residual=None, backend=None):
         DTypeError: other dtypes or kinds.
     """
     torch = sys.modules.get("torch")
-    fast = torch is not None and backend is None and type(eps) is float and eps > 0 and _plain(x, torch)
-    if fast and _plain(weight, torch) and x.dim() and x.shape[-1:] == weight.shape and _eager(torch):
-        added = 0
-        if residual is not None and _plain(residual, torch) and residual.shape == x.shape:
-            added = residual.data_ptr()
-        if added or residual is None:
-            out, k = torch.empty_like(x), weight.numel()
-            _native.rms_norm(
-                *(_isa_number(registry._forced), x.data_ptr(), added, weight.data_ptr()),
-                *(x.numel() // k, k, eps, out.data_ptr()),
-            )
+    fast = torch is not None and backend is None and type(eps) is float and eps > 0 and _eager(torch)
+    if fast and (at := _plain(x, torch)) and (w := _plain(weight, torch)):
+        shape = x.shape
+        added = 0 if residual is None else _plain(residual, torch)
+        if weight.shape == shape[-1:] != () and (residual is None or (added and residual.shape == shape)):
+            out, k = torch.empty_like(x), shape[-1]
+            rows = x.numel() // k
+            _native.rms_norm(_isa_number(registry._forced), at, added, w, rows, k, eps, out.data_ptr())
             return out
     r = rms_norm_request(x, weight, eps, residual, backend)
     return registry.pick(r).run(r)
@@ -137,14 +135,12 @@ def swiglu(gate_up, backend=None):
         DTypeError: other dtypes or kinds.
     """
     torch = sys.modules.get("torch")
-    if torch is not None and backend is None and _plain(gate_up, torch):
+    if torch is not None and backend is None and _eager(torch) and (at := _plain(gate_up, torch)):
         *batch, width = gate_up.shape or (0,)
-        if width and width % 2 == 0 and _eager(torch):
+        if width and width % 2 == 0:
             out = gate_up.new_empty(*batch, width // 2)
-            _native.swiglu(
-                *(_isa_number(registry._forced), gate_up.data_ptr(), gate_up.numel() // width),
-                *(width // 2, out.data_ptr()),
-            )
+            rows = gate_up.numel() // width
+            _native.swiglu(_isa_number(registry._forced), at, rows, width // 2, out.data_ptr())
             return out
     r = swiglu_request(gate_up, backend)
     return registry.pick(r).run(r)
@@ -182,23 +178,23 @@ def decode_attention(qkv, turn, store, position, backend=None):
         DTypeError: other dtypes or kinds.
     """
     torch = sys.modules.get("torch")
-    if torch is not None and backend is None and type(position) is int and _cache(store, torch):
+    fast = torch is not None and backend is None and type(position) is int and _eager(torch)
+    if fast and (at := _plain(qkv, torch)) and (t := _plain(turn, torch)) and _cache(store, torch):
         planes, length, head = store.shape
-        kv, heads = planes // 2, qkv.shape[-1] // head - planes if _plain(qkv, torch) else 0
+        kv = planes // 2
+        heads = qkv.numel() // head - planes
         if (
             heads > 0
             and kv * 2 == planes > 0
             and heads % kv == head % 2 == 0
             and 0 <= position < length
             and qkv.shape == (1, (heads + planes) * head)
-            and _plain(turn, torch)
             and turn.shape == (heads + planes, head // 2, 2)
-            and _eager(torch)
         ):
             out = qkv.new_empty(1, heads * head)
             _native.decode_attention(
-                *(_isa_number(registry._forced), qkv.data_ptr(), turn.data_ptr(), store.data_ptr()),
-                *(store.stride(0), length, heads, kv, head, position, out.data_ptr()),
+                *(_isa_number(registry._forced), at, t, store.data_ptr(), store.stride(0), length),
+                *(heads, kv, head, position, out.data_ptr()),
             )
             return out
     r = decode_attention_request(qkv, turn, store, position, backend)
