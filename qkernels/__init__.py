@@ -23,6 +23,7 @@ from .ops import (
     conv2d,
     conv2d_int,
     conv2d_requant,
+    decode_attention,
     gelu_int,
     global_avg_pool2d_int,
     layer_norm_int,
@@ -38,7 +39,9 @@ from .ops import (
     power_dequantize,
     quantize_activations,
     requantize,
+    rms_norm,
     softmax_int,
+    swiglu,
 )
 from .quant import InputQuant, Requant
 from .registry import capabilities, explain, force_isa
@@ -77,6 +80,7 @@ __all__ = [
     "conv2d",
     "conv2d_int",
     "conv2d_requant",
+    "decode_attention",
     "explain",
     "force_isa",
     "gelu_int",
@@ -94,8 +98,10 @@ __all__ = [
     "power_dequantize",
     "quantize_activations",
     "requantize",
+    "rms_norm",
     "search_exponent",
     "softmax_int",
+    "swiglu",
     *_LAZY,
 ]
 

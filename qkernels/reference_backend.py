@@ -240,3 +240,27 @@ def conv2d_requant(r):
     bias = None if r.bias is None else as_numpy(r.bias, r.op, "bias")
     rest = o["requant"], *o["limits"], bias, o["x_zero_point"], w.zero_point
     return _image_result(r, reference.conv2d_requant(_images(r), codes, r.geometry, *rest))
+
+
+# ---- decoding --------------------------------------------------------------------------------------------------
+
+
+def _read(r, x, name):
+    return as_numpy(x, r.op, name)
+
+
+def rms_norm(r):
+    x = _read(r, r.x, "x")
+    if r.options["residual"] is not None:
+        x += _read(r, r.options["residual"], "residual")
+    return _like(r, reference.rms_norm(x, _read(r, r.options["weight"], "weight"), r.options["eps"]))
+
+
+def swiglu(r):
+    return _like(r, reference.swiglu(_read(r, r.x, "gate_up")))
+
+
+def decode_attention(r):
+    o = r.options
+    turn, store = _read(r, o["turn"], "turn"), _read(r, o["store"], "store")
+    return _like(r, reference.decode_attention(_read(r, r.x, "qkv"), turn, store, o["position"]))

@@ -19,6 +19,7 @@ OPS += ("add_requant", "concat_requant", "lookup_int8", "gelu_int", "softmax_int
 OPS += ("max_pool2d_int", "avg_pool2d_int")
 OPS += ("matmul_binary", "linear_binary", "pack_signs")
 OPS += ("conv2d", "conv2d_int", "conv2d_requant")
+OPS += ("rms_norm", "swiglu", "decode_attention")
 
 
 @dataclass(frozen=True)

@@ -303,6 +303,16 @@ def arguments(rng, target):
         good = [array(rng, np.int8, n, k) // 16, array(rng, np.float32, n), rng.integers(2, 9, n)]
     elif target == "MixedIntWeight.quantize":
         good = [array(rng, float_type, n, k), 4, array(rng, np.float32, n)]
+    elif target in DECODING:
+        rows = array(rng, np.float32, n, k)
+        good = {
+            "rms_norm": [rows, array(rng, np.float32, k), 1e-5, array(rng, np.float32, n, k)],
+            "swiglu": [rows],
+            "decode_attention": [
+                *(array(rng, np.float32, 1, 32), array(rng, np.float32, 8, 2, 2)),
+                *(array(rng, np.float32, 4, 5, 4), int(rng.integers(0, 6))),
+            ],
+        }[target]
     elif target == "explain":
         op = str(rng.choice(qk.registry.OPS))
         good, options = arguments(rng, op)
@@ -336,7 +346,16 @@ def arguments(rng, target):
     return good, {name: sometimes_garbage(rng, v) for name, v in options.items()}
 
 
-TARGETS = ["linear", "matmul_int", "linear_requant", "requantize", "quantize_activations", "explain"]
+DECODING = ["rms_norm", "swiglu", "decode_attention"]
+TARGETS = [
+    *DECODING,
+    "linear",
+    "matmul_int",
+    "linear_requant",
+    "requantize",
+    "quantize_activations",
+    "explain",
+]
 TARGETS += ["power_dequantize"]
 TARGETS += [
     "IntWeight",

@@ -60,3 +60,4 @@ void bind_gemm_float(py::module_& m);   // gemm_float.cpp
 void bind_integer(py::module_& m);      // integer.cpp
 void bind_binary(py::module_& m);       // binary.cpp
 void bind_conv(py::module_& m);         // conv.cpp
+void bind_decode(py::module_& m);       // decode.cpp

@@ -10,4 +10,5 @@ PYBIND11_MODULE(_native, m) {
     bind_integer(m);
     bind_binary(m);
     bind_conv(m);
+    bind_decode(m);
 }

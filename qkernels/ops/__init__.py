@@ -19,6 +19,14 @@ from .conv import (
     conv2d_requant_request,
     conv2d_request,
 )
+from .decode import (
+    decode_attention,
+    decode_attention_request,
+    rms_norm,
+    rms_norm_request,
+    swiglu,
+    swiglu_request,
+)
 from .integer import linear_requant, linear_requant_request, matmul_int, matmul_int_request
 from .integer_elementwise import (
     add_requant,
@@ -65,6 +73,8 @@ __all__ = [
     "conv2d_requant",
     "conv2d_requant_request",
     "conv2d_request",
+    "decode_attention",
+    "decode_attention_request",
     "gelu_int",
     "gelu_int_request",
     "global_avg_pool2d_int",
@@ -93,7 +103,11 @@ __all__ = [
     "quantize_activations_request",
     "requantize",
     "requantize_request",
+    "rms_norm",
+    "rms_norm_request",
     "softmax_int",
     "softmax_int_request",
+    "swiglu",
+    "swiglu_request",
     "table",
 ]

@@ -1,6 +1,6 @@
 """The rows of the registry: which kernel computes which operation for which weight format."""
 
-from .. import cpu, cpu_binary, cpu_conv, cpu_float, cpu_integer, reference_backend, registry
+from .. import cpu, cpu_binary, cpu_conv, cpu_decode, cpu_float, cpu_integer, reference_backend, registry
 from ..formats.operand import why_no_integers
 from ..registry import Kernel
 
@@ -108,3 +108,7 @@ add_rows(
 for _op, _accepts in (("conv2d", integer_activations), ("conv2d_int", None), ("conv2d_requant", None)):
     _calls = getattr(cpu_conv, _op), getattr(reference_backend, _op)
     add_rows(_op, CONV_FORMATS, "conv", GEMM_ISAS, *_calls, _accepts)
+
+for _op in ("rms_norm", "swiglu", "decode_attention"):
+    _calls = getattr(cpu_decode, _op), getattr(reference_backend, _op)
+    add_rows(_op, (None,), "decode", ("scalar", "avx2"), *_calls, exactness="float")

@@ -13,6 +13,7 @@ from .binary import (
     threshold_multiples,
 )
 from .conv import conv2d, conv2d_float, conv2d_int, conv2d_requant
+from .decode import decode_attention, rms_norm, swiglu
 from .integer import (
     add_requant,
     avg_pool2d,
@@ -41,6 +42,7 @@ __all__ = [
     "conv2d_int",
     "conv2d_requant",
     "conv2d_signs",
+    "decode_attention",
     "dprelu",
     "exp_int",
     "gelu_int",
@@ -57,10 +59,12 @@ __all__ = [
     "quantize_activations",
     "requant_table",
     "requantize",
+    "rms_norm",
     "scaled",
     "sign_scale",
     "softmax_int",
     "split_power",
+    "swiglu",
     "ternary_matmul",
     "threshold_bits",
     "threshold_multiples",

@@ -1,7 +1,8 @@
 """SmolLM2: a Llama network for one sequence at a time, its keys and values kept in a cache.
 
 Query, key and value are one linear layer, gate and up another, and the weights keep the order of the gguf file, in
-which a rotary position turns neighbouring numbers: a complex product. A step of one token is twenty calls a layer.
+which a rotary position turns neighbouring numbers: a complex product. A float32 step of one token is eight calls a
+layer: its four linear layers, and qkernels' ``rms_norm``, ``decode_attention`` and ``swiglu`` between them.
 Every variant that the demo measures runs this module; they differ in their linear layers.
 """
 
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ... import decode_attention, rms_norm, swiglu
 from . import data
 
 
@@ -108,6 +110,16 @@ class Layer(nn.Module):
         gate, up = self.gate_up(self.norm2(x)).view(len(x), 2, -1).unbind(1)
         return x + self.down(F.silu(gate) * up)
 
+    def step(self, x, added, turn, store, position):
+        """``forward`` of one float32 token: x (1, hidden) is changed, ``added`` (or None) is first added to it.
+
+        turn  (heads + 2 * kv_heads, head / 2, 2). Returns what is yet to be added to x.
+        """
+        qkv = self.qkv.forward(rms_norm(x, self.norm1.weight, self.norm1.eps, added))
+        y = self.out.forward(decode_attention(qkv, turn, store, position))
+        y = self.gate_up.forward(rms_norm(x, self.norm2.weight, self.norm2.eps, y))
+        return self.down.forward(swiglu(y))
+
     def _attend(self, q, store, start, mask):
         """(T, heads, head) over the store -> (T, hidden)."""
         k, v = store.view(2, 1, -1, *store.shape[1:]).unbind(0)
@@ -178,9 +190,18 @@ class LanguageModel(nn.Module):
         """
         cache = self.cache(len(ids)) if cache is None else cache
         turn, x = self.turns[start : start + len(ids)], self.embed(ids)
+        if len(ids) == 1 and cache.dtype == x.dtype == torch.float32 and not torch.compiler.is_compiling():
+            return self._one(x, cache, start)
         for layer, store in zip(self.layers, cache.unbind()):
             x = layer(x, turn, store, start)
         return self.head(self.norm(x if tail is None else x[-tail:]))
+
+    def _one(self, x, cache, position):
+        """The step of one float32 token: x, its embedding, is changed."""
+        turn, added = self.turns[position], None
+        for layer, store in zip(self.layers, cache.unbind()):
+            added = layer.step(x, added, turn, store, position)
+        return self.head.forward(rms_norm(x, self.norm.weight, self.norm.eps, added))
 
     def step(self, ids, cache, start):
         """``forward`` of one token at position ``start``, a tensor (1,): a graph of one shape for torch.compile."""
