@@ -249,6 +249,7 @@ def _read(r, x, name):
     return as_numpy(x, r.op, name)
 
 
+@np.errstate(all="ignore")  # what overflows becomes infinite, as in the kernels
 def rms_norm(r):
     x = _read(r, r.x, "x")
     if r.options["residual"] is not None:
@@ -256,10 +257,12 @@ def rms_norm(r):
     return _like(r, reference.rms_norm(x, _read(r, r.options["weight"], "weight"), r.options["eps"]))
 
 
+@np.errstate(all="ignore")  # what overflows becomes infinite, as in the kernels
 def swiglu(r):
     return _like(r, reference.swiglu(_read(r, r.x, "gate_up")))
 
 
+@np.errstate(all="ignore")  # what overflows becomes infinite, as in the kernels
 def decode_attention(r):
     o = r.options
     turn, store = _read(r, o["turn"], "turn"), _read(r, o["store"], "store")

@@ -5,7 +5,7 @@ import numpy as np
 
 def rms_norm(x, weight, eps):
     """``x / sqrt(mean(x**2) + eps) * weight`` over the last axis (Zhang and Sennrich 2019): float32, squares too."""
-    mean = np.mean(x * x, -1, keepdims=True, dtype=np.float32)
+    mean = np.sum(x * x, -1, keepdims=True) / np.float32(max(x.shape[-1], 1))
     return x / np.sqrt(mean + np.float32(eps)) * weight
 
 
