@@ -7,22 +7,13 @@
 
 namespace {
 
-// A prepacked weight: the block's owner is kept alive, its header is checked once.
-class PackedBinary {
+class PackedBinary : public Packed<qk::BinaryView> {
   public:
-    PackedBinary(Address data, int64_t bytes, py::object owner) : view_(check(data, bytes)), owner_(std::move(owner)) {}
-    const qk::BinaryView& view() const { return view_; }
+    PackedBinary(Address data, int64_t bytes, py::object owner)
+        : Packed(data, bytes, std::move(owner), "binary weight", "prepack") {}
     bool turn() const { return turns_.fetch_add(1, std::memory_order_relaxed) % 2; }  // calls go forth and back
 
   private:
-    static const void* check(Address data, int64_t bytes) {
-        if (data % 8 != 0 || !qk::BinaryView::valid(pointer<void>(data), bytes))
-            throw std::invalid_argument("not a prepacked binary weight (" + std::to_string(bytes) +
-                                        " bytes): make it with prepack and do not change it");
-        return pointer<void>(data);
-    }
-    qk::BinaryView view_;
-    py::object owner_;
     mutable std::atomic<uint32_t> turns_{0};
 };
 

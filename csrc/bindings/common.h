@@ -37,6 +37,26 @@ inline void present(const char* name, Address a, int64_t count) {
 // max|code - zero_point| over all codes that a weight's widths can hold: gemm.cpp.
 int64_t code_extreme(const qk::GemmView& w);
 
+// A prepacked weight: the block's owner is kept alive, its header is checked once. View is GemmView, FloatView ...
+template <class View>
+class Packed {
+  public:
+    // what: of the weight, as the error names it; made_by: the function that makes such blocks.
+    Packed(Address data, int64_t bytes, py::object owner, const char* what, const char* made_by, int64_t alignment = 8)
+        : view_(checked(data, bytes, what, made_by, alignment)), owner_(std::move(owner)) {}
+    const View& view() const { return view_; }
+
+  private:
+    static const void* checked(Address data, int64_t bytes, const char* what, const char* made_by, int64_t alignment) {
+        if (data % alignment != 0 || !View::valid(pointer<void>(data), bytes))
+            throw std::invalid_argument(std::string("not a prepacked ") + what + " (" + std::to_string(bytes) +
+                                        " bytes): make it with " + made_by + " and do not change it");
+        return pointer<void>(data);
+    }
+    View view_;
+    py::object owner_;
+};
+
 struct RequantArrays {
     Address multiplier, shift, scale;  // n values each, already one per channel
     int rounding, zero_point, lo, hi;

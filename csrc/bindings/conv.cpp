@@ -7,20 +7,10 @@
 
 namespace {
 
-class PackedConv {
+class PackedConv : public Packed<qk::ConvView> {
   public:
-    PackedConv(Address data, int64_t bytes, py::object owner) : view_(check(data, bytes)), owner_(std::move(owner)) {}
-    const qk::ConvView& view() const { return view_; }
-
-  private:
-    static const void* check(Address data, int64_t bytes) {
-        if (data % 64 != 0 || !qk::ConvView::valid(pointer<void>(data), bytes))
-            throw std::invalid_argument("not a prepacked convolution weight (" + std::to_string(bytes) +
-                                        " bytes): make it with prepack and do not change it");
-        return pointer<void>(data);
-    }
-    qk::ConvView view_;
-    py::object owner_;
+    PackedConv(Address data, int64_t bytes, py::object owner)
+        : Packed(data, bytes, std::move(owner), "convolution weight", "prepack", 64) {}
 };
 
 qk::ConvKind checked_kind(int kind) {

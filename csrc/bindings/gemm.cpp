@@ -7,21 +7,10 @@
 
 namespace {
 
-// A prepacked weight: the block's owner is kept alive, its header is checked once.
-class PackedWeight {
+class PackedWeight : public Packed<qk::GemmView> {
   public:
-    PackedWeight(Address data, int64_t bytes, py::object owner) : view_(check(data, bytes)), owner_(std::move(owner)) {}
-    const qk::GemmView& view() const { return view_; }
-
-  private:
-    static const void* check(Address data, int64_t bytes) {
-        if (data % 8 != 0 || !qk::GemmView::valid(pointer<void>(data), bytes))
-            throw std::invalid_argument("not a prepacked weight (" + std::to_string(bytes) +
-                                        " bytes): make it with prepack and do not change it");
-        return pointer<void>(data);
-    }
-    qk::GemmView view_;
-    py::object owner_;
+    PackedWeight(Address data, int64_t bytes, py::object owner)
+        : Packed(data, bytes, std::move(owner), "weight", "prepack") {}
 };
 
 // The largest operand that activations become: of split codes h or l, below 128 or 256.

@@ -5,21 +5,10 @@
 
 namespace {
 
-// A prepacked weight: the block's owner is kept alive, its header is checked once.
-class PackedFloat {
+class PackedFloat : public Packed<qk::FloatView> {
   public:
-    PackedFloat(Address data, int64_t bytes, py::object owner) : view_(check(data, bytes)), owner_(std::move(owner)) {}
-    const qk::FloatView& view() const { return view_; }
-
-  private:
-    static const void* check(Address data, int64_t bytes) {
-        if (data % 8 != 0 || !qk::FloatView::valid(pointer<void>(data), bytes))
-            throw std::invalid_argument("not a prepacked weight of the float core (" + std::to_string(bytes) +
-                                        " bytes): make it with prepack_float and do not change it");
-        return pointer<void>(data);
-    }
-    qk::FloatView view_;
-    py::object owner_;
+    PackedFloat(Address data, int64_t bytes, py::object owner)
+        : Packed(data, bytes, std::move(owner), "weight of the float core", "prepack_float") {}
 };
 
 }  // namespace
