@@ -82,14 +82,19 @@ _library.impl("linear_int", _linear_int, "CPU")
 _library.impl("linear_int", torch.library.fallthrough_kernel, "Autograd")
 
 
-def layout(w):
-    """The prepacked block of a weight as a tensor, on the memory that eager calls use; made once."""
-    block = w.__dict__.get("_packed_tensor")
+def _block(w, name, kept, packed):
+    """The block that ``packed(w)`` keeps in the weight as ``kept``, as a tensor on its memory; made once, as ``name``."""
+    block = w.__dict__.get(name)
     if block is None:
         with _disable_current_modes():  # real memory, also where fake tensors are being traced
-            cpu.packed(w)
-            block = w.__dict__["_packed_tensor"] = torch.from_numpy(w.__dict__["_block"])
+            packed(w)
+            block = w.__dict__[name] = torch.from_numpy(w.__dict__[kept])
     return block
+
+
+def layout(w):
+    """The prepacked block of a weight as a tensor, on the memory that eager calls use; made once."""
+    return _block(w, "_packed_tensor", "_block", cpu.packed)
 
 
 def _ready_to_trace(self):
@@ -184,12 +189,7 @@ _library.impl("linear_signs", torch.library.fallthrough_kernel, "Autograd")
 
 def layout_of_signs(w):
     """The prepacked block of the binary core as a tensor, on the memory that eager calls use; made once."""
-    block = w.__dict__.get("_packed_signs")
-    if block is None:
-        with _disable_current_modes():
-            cpu_binary.packed(w)
-            block = w.__dict__["_packed_signs"] = torch.from_numpy(w.__dict__["_block_of_bits"])
-    return block
+    return _block(w, "_packed_signs", "_block_of_bits", cpu_binary.packed)
 
 
 def _ready_to_trace_signs(self):
@@ -237,12 +237,7 @@ _library.impl("linear_float", torch.library.fallthrough_kernel, "Autograd")
 
 def layout_of_floats(w):
     """The prepacked block of the float core as a tensor, on the memory that eager calls use; made once."""
-    block = w.__dict__.get("_packed_floats")
-    if block is None:
-        with _disable_current_modes():
-            cpu_float.packed(w)
-            block = w.__dict__["_packed_floats"] = torch.from_numpy(w.__dict__["_block_float"])
-    return block
+    return _block(w, "_packed_floats", "_block_float", cpu_float.packed)
 
 
 def _ready_to_trace_floats(self):
