@@ -83,7 +83,7 @@ _library.impl("linear_int", torch.library.fallthrough_kernel, "Autograd")
 
 
 def _block(w, name, kept, packed):
-    """The block that ``packed(w)`` keeps in the weight as ``kept``, as a tensor on its memory; made once, as ``name``."""
+    """The block that ``packed(w)`` keeps in the weight as ``kept``, as a tensor ``name`` on its memory; made once."""
     block = w.__dict__.get(name)
     if block is None:
         with _disable_current_modes():  # real memory, also where fake tensors are being traced
