@@ -10,6 +10,7 @@ import numpy as np
 import qkernels as qk
 from qkernels import cpu, ops, registry
 from qkernels.latency import roofline
+from qkernels.memory import aligned
 
 # K x N of MiniLM, BERT-base and LLaMA-7B: K inputs, N outputs
 SHAPES = [(384, 384), (384, 1536), (1536, 384), (768, 3072), (4096, 4096), (4096, 11008)]
@@ -154,7 +155,7 @@ class Weights:
 
 
 def copy_of(block):
-    copy = cpu.aligned(block.nbytes)
+    copy = aligned(block.nbytes)
     copy[:] = block
     return qk._native.PackedWeight(copy.ctypes.data, copy.nbytes, copy)
 

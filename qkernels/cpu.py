@@ -9,6 +9,7 @@ from ._arrays import as_numpy, is_torch
 from .errors import ArgumentError, UnsupportedError
 from .formats.base import check_integer
 from .formats.operand import TableOperand, integer_operand, why_no_integers
+from .memory import aligned
 from .reference.quantize import power_table
 from .registry import ISAS, num_threads
 
@@ -69,12 +70,6 @@ def prepacked(w, codes, segment):
     block = aligned(_native.packed_bytes(source))
     _native.prepack(source, address(block), block.nbytes)
     return block
-
-
-def aligned(size):
-    """Uninitialized uint8 (size,) that starts at a cache line, as every block does."""
-    raw = np.empty(size + 64, np.uint8)
-    return raw[-raw.ctypes.data % 64 :][:size]
 
 
 def packed(w):

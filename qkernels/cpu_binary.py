@@ -7,8 +7,9 @@ import numpy as np
 from . import _native
 from ._arrays import is_torch
 from .binary import DPReLU
-from .cpu import ACTIVATIONS, FLOATS, address, aligned, dtype_name, float_vector
+from .cpu import ACTIVATIONS, FLOATS, address, dtype_name, float_vector
 from .errors import ArgumentError
+from .memory import aligned
 from .registry import ISAS, num_threads
 
 OUT = {"float32": 0, "bfloat16": 1, "float16": 2, "int32": 3, "sign": 4, "threshold": 5, "multiple": 6}

@@ -10,7 +10,6 @@ from .cpu import (
     ACTIVATIONS,
     FLOATS,
     address,
-    aligned,
     dtype_name,
     float_vector,
     input_mode,
@@ -20,6 +19,7 @@ from .cpu import (
 )
 from .errors import ArgumentError
 from .formats.base import check_integer
+from .memory import aligned
 from .ops.conv import strides_of
 from .reference.conv import input_scale
 from .registry import ISAS, num_threads

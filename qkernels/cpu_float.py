@@ -3,7 +3,8 @@
 import numpy as np
 
 from . import _native
-from .cpu import ACTIVATIONS, FLOATS, address, aligned, dtype_name, float_vector
+from .cpu import ACTIVATIONS, FLOATS, address, dtype_name, float_vector
+from .memory import aligned
 from .registry import ISAS, RANK, num_threads
 
 BF16_ISA = "avx512bf16"

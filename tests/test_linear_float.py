@@ -10,6 +10,7 @@ from test_narrow import extreme, mixed_weight, poison
 
 import qkernels as qk
 from qkernels import _torch_ops, cpu_float, reference, registry  # noqa: F401  (torch.ops.qkernels)
+from qkernels.memory import aligned
 
 TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-6}  # times sum |x| |W| + |bias|, of random numbers
 LEAST = {
@@ -422,7 +423,7 @@ def wrap(block, size=None):
 
 
 def copied(block):
-    other = cpu_float.aligned(block.nbytes)
+    other = aligned(block.nbytes)
     other[:] = block
     return other
 
@@ -519,6 +520,6 @@ def test_sources_are_checked():
     for at, value in (*changes.items(), (2, 0), (3, 0), (3, -1), (4, -1)):
         with pytest.raises(ValueError, match="FloatSource"):
             source(*good[:at], value, *good[at + 1 :])
-    out = cpu_float.aligned(64)
+    out = aligned(64)
     with pytest.raises(ValueError, match="too small"):
         qk._native.prepack_float(source(*good), out.ctypes.data, out.nbytes)

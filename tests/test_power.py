@@ -12,6 +12,7 @@ import qkernels as qk
 from qkernels import cpu, registry
 from qkernels.formats import WeightFormat
 from qkernels.formats.lookup import Lookup
+from qkernels.memory import aligned
 from qkernels.ops.table import TABLE_FORMATS
 
 SHAPES = [
@@ -252,7 +253,7 @@ def test_a_tampered_table_block_is_refused(rng):
     x, y = activations(rng, 3, 40), np.empty((3, 64), np.float32)
     for byte in range(208):
         for change in (1, 0x80, 0xFF):
-            block = cpu.aligned(good.nbytes)
+            block = aligned(good.nbytes)
             block[:] = good
             block[byte] ^= change
             try:
@@ -263,7 +264,7 @@ def test_a_tampered_table_block_is_refused(rng):
             # the numbers of the table; grouped, with one group; has_zero_point; exact_padding
             assert byte >= 192 or byte in (64, 72, 96), byte
             assert plan.run(x.ctypes.data, 3, 40, 0, y.ctypes.data, 1) == -1
-    block = cpu.aligned(good.nbytes)
+    block = aligned(good.nbytes)
     block[:] = good
     block[184] = 0  # not a table after all: offsets are missing then
     with pytest.raises(ValueError, match="prepacked"):

@@ -4,6 +4,7 @@
 
 #include <cpuid.h>
 #include <omp.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <atomic>
@@ -133,8 +134,11 @@ double measure_read_bandwidth(int64_t bytes, int threads, int repeats) {
     threads = usable_threads(threads);
     const int64_t part = bytes / threads / 4096 * 4096;
     if (part == 0) return 0.0;
-    char* data = static_cast<char*>(std::aligned_alloc(4096, part * threads));
+    constexpr int64_t kHugePage = 2 << 20;  // as the blocks of weights have: qkernels/memory.py
+    const int64_t size = round_up(part * threads, kHugePage);
+    char* data = static_cast<char*>(std::aligned_alloc(kHugePage, size));
     if (data == nullptr) return 0.0;
+    madvise(data, size, MADV_HUGEPAGE);  // where that fails, ordinary pages do
     auto* read = has_avx512() ? read_block512 : read_block;
     double best = 0.0;
     std::atomic<int64_t> sink{0};
