@@ -19,8 +19,9 @@ constexpr int64_t kPrefetchBytes = 1 << 20;  // smaller weights sit in L2
 struct FloatProblem {
     const FloatKernels& products;
     FloatView w;
-    const char* a = nullptr;      // operands of rows, over the padded k
-    int64_t lda = 0;              // bytes between rows, or between tiles of k
+    const char* a = nullptr;  // operands of rows, over the padded k
+    int64_t lda = 0;          // bytes between rows; in tiles: between blocks of `block` rows
+    int64_t block = 1, rows = 0;
     const float* sums = nullptr;  // [rows][segments], where there are offsets
     Epilogue epilogue = {};
     EpilogueFn store = nullptr;
@@ -118,7 +119,6 @@ void run_panel_tiles(const FloatProblem& p, int64_t panel, int64_t begin, int64_
     alignas(64) float tiles[kKeptRows * kFloatPanelN];
     std::fill_n(tiles, rows_all * kFloatPanelN, 0.0f);
     FloatTilesArgs args;
-    args.tile_pitch = p.lda;
     args.steps = h.k_pad / kFloatStepK;
     args.segment_steps = h.segment_pad / kFloatStepK;
     args.segments = h.segments;
@@ -132,14 +132,13 @@ void run_panel_tiles(const FloatProblem& p, int64_t panel, int64_t begin, int64_
     args.half_offset = h.half_offset;
     args.sums_pitch = h.segments;
     args.scratch = Scratch::get(kTilesScratch, Scratch::panel).take<char>(kTilesScratch);
-    if (args.steps > 0)
-        each_group(begin, end, ceil_div(rows_all, kTilesRows), [&](int64_t, int64_t row, int rows) {
-            args.x = p.a + row * kTileK * f.element_bytes;
-            args.rows = rows;
-            args.sums = p.sums + row * h.segments;
-            args.tile = tiles + (row - begin) * kFloatPanelN;
-            f.tiles[source][ceil_div(rows, kTileRows)](args);
-        });
+    for (int64_t row = begin; row < end && args.steps > 0; row += p.block) {
+        args.rows = static_cast<int>(std::min(p.block, p.rows - row));
+        args.x = p.a + row / p.block * p.lda;
+        args.sums = p.sums + row * h.segments;
+        args.tile = tiles + (row - begin) * kFloatPanelN;
+        f.tiles[source][ceil_div(args.rows, kTileRows)](args);
+    }
     p.store(p.epilogue, tiles, begin, static_cast<int>(rows_all), n0, cols);
 }
 
@@ -149,9 +148,16 @@ int64_t tiles_of_k(const FloatHeader& h) {
     return whole * ceil_div(h.segment_pad, kTileK) + ceil_div(h.k_pad - whole * h.segment_pad, kTileK);
 }
 
-// A row of operands into its place in tiles of k, `pitch` bytes apart.
-void scatter_row(const FloatHeader& h, const char* row, int64_t pitch, char* out) {
+// Rows that a kernel takes at a time, all of even size; small enough to be shared out where there are few panels.
+int64_t block_rows(int64_t rows, const FloatHeader& h, int threads) {
+    const int64_t few = threads > 1 && h.panels() < 4 * threads ? std::min<int64_t>(4 * threads, rows / 12) : 0;
+    return ceil_div(rows, std::max(ceil_div(rows, kTilesRows), few));
+}
+
+// A row of operands into its place in a block of `rows`: [tiles of k][rows][32].
+void scatter_row(const FloatHeader& h, const char* row, int64_t rows, char* out) {
     constexpr int64_t kBytes = kTileK * 2;
+    const int64_t pitch = rows * kBytes;
     for (int64_t s = 0; s < h.segments; ++s) {
         const char* from = row + s * h.segment_pad * 2;
         int64_t left = std::min(h.segment_pad, h.k_pad - s * h.segment_pad) * 2;
@@ -210,10 +216,11 @@ void gemm_float(const FloatKernels& f, const void* x, DType x_type, int64_t m, i
     float* sums = scratch.take<float>(h.has_offset ? most * h.segments : 0);
     for (int64_t row0 = 0; row0 < m; row0 += most) {
         const char* x0 = static_cast<const char*>(x) + row0 * ldx * x_bytes;
-        const int64_t rows = std::min(most, m - row0);
         FloatProblem p{f, w};
         p.a = direct && !tiled ? x0 : operands;
-        p.lda = tiled ? rows * kTileK * bytes : direct ? ldx * bytes : row_bytes;
+        p.rows = std::min(most, m - row0);
+        p.block = tiled ? block_rows(p.rows, h, threads) : 1;
+        p.lda = tiled ? p.block * row_bytes : direct ? ldx * bytes : row_bytes;
         p.sums = sums;
         p.epilogue = epilogue;
         p.epilogue.out = static_cast<char*>(epilogue.out) + row0 * epilogue.ldo * epilogue.out_bytes;
@@ -228,7 +235,10 @@ void gemm_float(const FloatKernels& f, const void* x, DType x_type, int64_t m, i
                     convert_row(f, w, row, type, to);
                     row = to;
                 }
-                if (tiled) scatter_row(h, row, p.lda, operands + r * kTileK * bytes);
+                if (tiled) {
+                    const int64_t block = r / p.block, in_block = std::min(p.block, p.rows - block * p.block);
+                    scatter_row(h, row, in_block, operands + block * p.lda + r % p.block * kTileK * bytes);
+                }
                 for (int64_t s = 0; s < h.segments && h.has_offset; ++s) {
                     const int64_t length = std::min(h.segment_pad, h.k_pad - s * h.segment_pad);
                     sums[r * h.segments + s] = f.sum(row + s * h.segment_pad * bytes, length);
@@ -236,8 +246,8 @@ void gemm_float(const FloatKernels& f, const void* x, DType x_type, int64_t m, i
             }
         };
         const int64_t chunk =
-            tiled ? std::clamp<int64_t>(kTiledBytes / row_bytes / kTilesRows, 1, 4) * kTilesRows : kKeptRows;
-        const LoopShape shape{rows, h.panels(), h.k_pad * bytes, h.n_pad * h.k_pad * bytes, chunk};
+            tiled ? std::clamp<int64_t>(kTiledBytes / row_bytes / kTilesRows, 1, 3) * kTilesRows : kKeptRows;
+        const LoopShape shape{p.rows, h.panels(), h.k_pad * bytes, h.n_pad * h.k_pad * bytes, chunk, p.block};
         over_panels(shape, threads, prepare, [&](int64_t panel, int64_t begin, int64_t end) {
             tiled ? run_panel_tiles(p, panel, begin, end) : run_panel(p, panel, begin, end);
         });

@@ -34,8 +34,7 @@ using FloatMicroFn = void (*)(const FloatArgs& args);
 // The same for up to kTilesRows rows and a whole panel at once, on matrix tiles. Segments of `segment_steps` (the last
 // may be short) and offsets as above; tails of a segment up to a whole tile of k are zeros in x.
 struct FloatTilesArgs {
-    const char* x = nullptr;  // bf16 [tiles of k][rows][32], from the first row on
-    int64_t tile_pitch = 0;   // bytes between tiles of k
+    const char* x = nullptr;  // bf16 [tiles of k][rows][32]
     int rows = 0;
     int64_t steps = 0, segment_steps = 1, segments = 1;
     const uint8_t* codes = nullptr;  // of the panel

@@ -15,16 +15,15 @@
 namespace {
 
 // Decodes the next 16 steps of a panel, or what a group has left of them.
-template <class From, int WIDTH>
+template <class From, int COLUMN, int WIDTH, bool PREFETCH>
 class Feeder {
   public:
-    Feeder(const qk::FloatTilesArgs& a, int column, char* ring)
+    Feeder(const qk::FloatTilesArgs& a, char* ring)
         : table_(static_cast<const char*>(a.table)),
           table_stride_(a.table_stride),
           table_next_(a.table_segment),
           codes_(a.codes),
           ring_(ring),
-          column_(column),
           left_(a.steps),
           segment_(a.segment_steps),
           in_segment_(std::min(segment_, left_)),
@@ -39,9 +38,9 @@ class Feeder {
     [[gnu::always_inline]] void step(int i) {
         unroll<WIDTH / 16>([&](auto v) __attribute__((always_inline)) {
             products::store_weight(reinterpret_cast<products::element*>(out_ + i * 4 * WIDTH), v * 16, 0,
-                                   from_(codes_ + i * From::kBytes, column_ + v * 16, 0));
+                                   from_(codes_ + i * From::kBytes, COLUMN + v * 16, 0));
         });
-        if (WIDTH == 64 || column_ == 0) prefetch(codes_ + i * From::kBytes);
+        if constexpr (PREFETCH) prefetch(codes_ + i * From::kBytes);
     }
     [[gnu::always_inline]] void end() {
         codes_ += count_ * From::kBytes;
@@ -77,36 +76,57 @@ class Feeder {
     int64_t table_stride_, table_next_;
     const uint8_t* codes_;
     char *ring_, *out_ = nullptr;
-    int column_, count_ = 0;
+    int count_ = 0;
     unsigned turn_ = 0;
     int64_t left_, segment_, in_segment_;
     From from_;
 };
 
-// tile[r][column..) += scale * sums + offset * sums of x, rows [skip, rows) of one row of tiles.
-template <int WIDTH>
-inline void fold(const qk::FloatTilesArgs& a, const float* sums, int row, int skip, int rows, int column,
-                 int64_t segment) {
-    using namespace simd;
-    f32v s[WIDTH / 16];
-    const char* scale = a.scale + segment * qk::kFloatPanelN * (a.half_scale ? 2 : 4);
-    unroll<WIDTH / 16>([&](auto v)
-                           __attribute__((always_inline)) { s[v] = load_scale(scale, a.half_scale, column + v * 16); });
-    float* to = a.tile + (row + skip) * qk::kFloatPanelN + column;
-    const float* from = sums + skip * 16;
-    for (int r = skip; r < rows; ++r, to += qk::kFloatPanelN, from += 16)
+// tile[r][COLUMN..) += scale * sums + offset * sums of x, for what a group left in `sums`, [rows][WIDTH]: some rows at
+// a time, while the next group is multiplied.
+template <int COLUMN, int WIDTH>
+class Folder {
+  public:
+    Folder(const qk::FloatTilesArgs& a, const float* sums) : a_(a), sums_(sums), row_(a.rows) {}
+
+    // There is a new group, to be folded in `parts` parts.
+    void begin(int64_t group) {
+        scale_ = a_.scale + (group * qk::kFloatPanelN + COLUMN) * (a_.half_scale ? 2 : 4);
+        group_ = group;
+        row_ = 0;
+    }
+    [[gnu::always_inline]] void some(int rows) {
+        const int end = std::min(row_ + rows, a_.rows);
+        if (row_ == end) return;
+        simd::f32v s[WIDTH / 16];
+        unroll<WIDTH / 16>([&](auto v)
+                               __attribute__((always_inline)) { s[v] = load_scale(scale_, a_.half_scale, v * 16); });
+        float* to = a_.tile + row_ * qk::kFloatPanelN + COLUMN;
+        const float* from = sums_ + row_ * WIDTH;
+        for (; row_ < end; ++row_, to += qk::kFloatPanelN, from += WIDTH)
+            unroll<WIDTH / 16>([&](auto v) __attribute__((always_inline)) {
+                simd::store(to + v * 16, simd::fma(simd::load(from + v * 16), s[v], simd::load(to + v * 16)));
+            });
+    }
+    void end() {
+        some(a_.rows);
+        if (a_.offset == nullptr) return;
+        const char* offset = a_.offset + (group_ * qk::kFloatPanelN + COLUMN) * (a_.half_offset ? 2 : 4);
         unroll<WIDTH / 16>([&](auto v) __attribute__((always_inline)) {
-            store(to + v * 16, fma(load(from + v * (products::TILE_BYTES / 4)), s[v], load(to + v * 16)));
+            const simd::f32v o = load_scale(offset, a_.half_offset, v * 16);
+            float* to = a_.tile + COLUMN + v * 16;
+            for (int r = 0; r < a_.rows; ++r, to += qk::kFloatPanelN)
+                simd::store(to, simd::fma(simd::set1(a_.sums[r * a_.sums_pitch + group_]), o, simd::load(to)));
         });
-    if (a.offset == nullptr) return;
-    const char* offset = a.offset + segment * qk::kFloatPanelN * (a.half_offset ? 2 : 4);
-    unroll<WIDTH / 16>([&](auto v) __attribute__((always_inline)) {
-        const f32v o = load_scale(offset, a.half_offset, column + v * 16);
-        float* at = a.tile + (row + skip) * qk::kFloatPanelN + column + v * 16;
-        for (int r = skip; r < rows; ++r, at += qk::kFloatPanelN)
-            store(at, fma(set1(a.sums[(row + r) * a.sums_pitch + segment]), o, load(at)));
-    });
-}
+    }
+
+  private:
+    const qk::FloatTilesArgs& a_;
+    const float* sums_;
+    const char* scale_ = nullptr;
+    int64_t group_ = 0;
+    int row_;
+};
 
 // NT rows of tiles by WIDTH channels. Register numbers are literals: the intrinsics paste them into assembly.
 //   NT 1: sums 0..3, A 4, B 5..7    NT 2: sums 0..3, A 4 5, B 6 7    NT 3: sums 0..5, A 6, B 7
@@ -118,25 +138,29 @@ inline constexpr products::TileConfigs kTileConfigs{NT == 1   ? 5
 template <class From, int NT>
 void tiles_float(const qk::FloatTilesArgs& args) {
     using namespace products;
-    constexpr int WIDTH = NT == 1 ? 64 : 32, ROW = 4 * WIDTH;
+    constexpr int WIDTH = NT == 1 ? 64 : 32, ROW = 4 * WIDTH, BYTES = TILE_STEPS * ROW;
     const qk::FloatTilesArgs a = args;
     const int rows = (a.rows + NT - 1) / NT;  // of a tile; the last row of tiles begins where it ends with the rows
     const int64_t last = (a.rows - rows) * 64, next = NT == 3 ? rows * 64 : last;
     char* const ring = a.scratch;
-    float* const sums = reinterpret_cast<float*>(a.scratch + 4 * Feeder<From, WIDTH>::kBytes);
+    float* const sums = reinterpret_cast<float*>(a.scratch + 4 * BYTES);
     _tile_loadconfig(&kTileConfigs<NT>.of[rows]);
-    for (int column = 0; column < qk::kFloatPanelN; column += WIDTH) {
-        Feeder<From, WIDTH> feeder(a, column, ring);
+    unroll<qk::kFloatPanelN / WIDTH>([&](auto pass) __attribute__((always_inline)) {
+        constexpr int COLUMN = pass * WIDTH;
+        Feeder<From, COLUMN, WIDTH, NT != 3 && COLUMN == 0> feeder(a, ring);
         for (int i = 0; i < 2; ++i) {
             feeder.begin();
             feeder.rest();
         }
+        Folder<COLUMN, WIDTH> folder(a, sums);
         const char* x = a.x;
         unsigned turn = 0;
         int64_t left = a.steps;
         for (int64_t segment = 0; segment < a.segments; ++segment) {
             const int64_t steps = std::min(a.segment_steps, left);
             left -= steps;
+            constexpr int PARTS = NT == 3 ? 6 : 4;
+            const int part = static_cast<int>((a.rows + PARTS - 1) / PARTS * TILE_STEPS / steps + 1);
             _tile_zero(0);
             _tile_zero(1);
             _tile_zero(2);
@@ -145,8 +169,8 @@ void tiles_float(const qk::FloatTilesArgs& args) {
                 _tile_zero(4);
                 _tile_zero(5);
             }
-            for (int64_t at = 0; at < steps; at += TILE_STEPS, x += a.tile_pitch) {
-                const char* b = ring + (turn++ & 3) * Feeder<From, WIDTH>::kBytes;
+            for (int64_t at = 0; at < steps; at += TILE_STEPS, x += a.rows * 64) {
+                const char* b = ring + (turn++ & 3) * BYTES;
                 auto multiply = [&](auto feed) __attribute__((always_inline)) {
                     memory_order();
                     if constexpr (NT == 1) {
@@ -201,29 +225,36 @@ void tiles_float(const qk::FloatTilesArgs& args) {
                 if (feeder.begin()) {
                     multiply([&](int i, int end) __attribute__((always_inline)) {
                         for (; i < end; ++i) feeder.step(i);
+                        folder.some(part);
                     });
                     feeder.end();
                 } else {
-                    multiply([](int, int) __attribute__((always_inline)) {});
+                    multiply([&](int, int) __attribute__((always_inline)) { folder.some(part); });
                     feeder.rest();
                 }
             }
+            if (segment > 0) folder.end();
             memory_order();
-            _tile_stored(0, sums, 64);
-            _tile_stored(1, sums + 256, 64);
-            _tile_stored(2, sums + 512, 64);
-            _tile_stored(3, sums + 768, 64);
+            _tile_stored(0, sums, ROW);
+            _tile_stored(1, sums + 16, ROW);
+            if constexpr (NT == 1) {
+                _tile_stored(2, sums + 32, ROW);
+                _tile_stored(3, sums + 48, ROW);
+            } else {
+                float* const second = sums + (NT == 3 ? rows : a.rows - rows) * WIDTH;
+                _tile_stored(2, second, ROW);
+                _tile_stored(3, second + 16, ROW);
+            }
             if constexpr (NT == 3) {
-                _tile_stored(4, sums + 1024, 64);
-                _tile_stored(5, sums + 1280, 64);
+                float* const third = sums + (a.rows - rows) * WIDTH;
+                _tile_stored(4, third, ROW);
+                _tile_stored(5, third + 16, ROW);
             }
             memory_order();
-            fold<WIDTH>(a, sums, 0, 0, rows, column, segment);
-            if constexpr (NT == 3) fold<WIDTH>(a, sums + 512, rows, 0, rows, column, segment);
-            if constexpr (NT > 1)
-                fold<WIDTH>(a, sums + (NT - 1) * 512, a.rows - rows, NT * rows - a.rows, rows, column, segment);
+            folder.begin(segment);
         }
-    }
+        folder.end();
+    });
     _tile_release();
 }
 
