@@ -200,7 +200,8 @@ void gemm_float(const FloatKernels& f, const void* x, DType x_type, int64_t m, i
                 const Epilogue& epilogue, EpilogueFn store, int threads) {
     const FloatHeader& h = *w.header;
     if (m == 0 || h.n == 0) return;
-    const bool tiled = f.tiles[f.source(h)][1] != nullptr;
+    // That a group's sums leave their tiles costs about what 64 k of one row take.
+    const bool tiled = f.tiles[f.source(h)][1] != nullptr && (h.segments == 1 || m * h.segment_pad >= 64);
     threads = threads_for(h, f, tiled, m, threads);
     const int bytes = f.element_bytes, type = static_cast<int>(x_type);
     const int64_t x_bytes = type == 0 ? 4 : 2;
