@@ -15,7 +15,7 @@ TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-6}  # times sum |x| |W| + |bias|, o
 LEAST = {
     "float32": 2.0**-149,
     "bfloat16": 2.0**-126,
-}  # what a product loses below: vdpbf16ps has no subnormals
+}  # what a product loses below: vdpbf16ps and tiles have no subnormals
 OUT = {
     "float32": (0, 0),
     "bfloat16": (2.0**-8, 0),
@@ -274,7 +274,7 @@ def test_compute_dtype(kernel, compute_dtype, rng):
 
 @each_kernel
 def test_tails_of_tiles(kernel, rng):
-    """Rows around 16 and 48, K around 32, groups that end inside of a tile of 32 k, after a call that left NaN behind."""
+    """Rows around 16 and 48, K around 32, groups that end inside of a tile, after a call that left NaN behind."""
     makers = list(CASES[kernel.format].values())
     for i, m in enumerate((*range(2, 34), 47, 48, 49, 63, 96, 97, 145)):
         k, n = (1, 2, 30, 31, 33, 63, 65, 97, 200)[i % 9], (1, 15, 16, 17, 47, 64, 65)[i % 7]
