@@ -116,7 +116,7 @@ void run_panel_tiles(const FloatProblem& p, int64_t panel, int64_t begin, int64_
     const int source = f.source(h);
     const int64_t rows_all = end - begin, n0 = panel * kFloatPanelN;
     const int cols = static_cast<int>(std::min<int64_t>(kFloatPanelN, h.n - n0));
-    alignas(64) float tiles[kKeptRows * kFloatPanelN];
+    alignas(64) float tiles[(kKeptRows + kTilesRows) * kFloatPanelN];  // a chunk, and a block more: LoopShape
     std::fill_n(tiles, rows_all * kFloatPanelN, 0.0f);
     FloatTilesArgs args;
     args.steps = h.k_pad / kFloatStepK;
