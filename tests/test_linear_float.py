@@ -16,7 +16,7 @@ TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-6}  # times sum |x| |W| + |bias|, o
 LEAST = {
     "float32": 2.0**-149,
     "bfloat16": 2.0**-126,
-}  # what a product loses below: vdpbf16ps has no subnormals
+}  # what a product loses below: vdpbf16ps and tiles have no subnormals
 OUT = {
     "float32": (0, 0),
     "bfloat16": (2.0**-8, 0),
@@ -271,6 +271,45 @@ def test_compute_dtype(kernel, compute_dtype, rng):
         check(y, x, w, compute=compute_dtype)
         rounding = 2 * 2.0**-9 + 2.0**-18 if compute_dtype == "bfloat16" else 0
         check(y, x, w, tolerance=rounding + TOLERANCE[compute_dtype])
+
+
+@each_kernel
+def test_tails_of_tiles(kernel, rng):
+    """Rows around 16 and 48, K around 32, groups that end inside of a tile, after a call that left NaN behind."""
+    makers = list(CASES[kernel.format].values())
+    for i, m in enumerate((*range(2, 34), 47, 48, 49, 63, 96, 97, 145)):
+        k, n = (1, 2, 30, 31, 33, 63, 65, 97, 200)[i % 9], (1, 15, 16, 17, 47, 64, 65)[i % 7]
+        group_size = (None, 32, 40, 17, 64, 128, 16, 48)[i % 8]
+        count = -(-k // group_size) if group_size is not None and group_size < k else 1
+        w = makers[i % len(makers)](
+            rng, n, k, group_size, rng.uniform(1e-3, 1e-1, (n, count)).astype(np.float32), None
+        )
+        kernel(np.full((m + 1, k + 31), np.nan, np.float32), weight(rng, makers[0], n, k + 31))
+        x = activations(rng, m, k, KINDS[i % len(KINDS)])
+        poison(rng)
+        y = kernel(x, w, out_dtype=torch.float32 if torch.is_tensor(x) else "float32")
+        check(y, x, w, compute=computes(kernel))
+
+
+@each_kernel
+def test_subnormals(kernel, rng):
+    """Activations below the smallest normal number are kept or 0, and do not disturb others."""
+    for i, m in enumerate((1, 5, 20)):
+        w, x = any_weight(rng, kernel, 40, 70, i), activations(rng, m, 70, "float32")
+        x[:, ::3] *= np.float32(1e-39)
+        check(kernel(x, w), x, w, compute=computes(kernel))
+
+
+@pytest.mark.parametrize("kernel", [k for k in KERNELS if k.isa == "amxbf16"], ids=str)
+def test_rows_do_not_depend_on_each_other(kernel, rng):
+    """However rows are cut into tiles, each has the same bits."""
+    w = any_weight(rng, kernel, 70, 333, int(rng.integers(99)))
+    x = activations(rng, 150, 333, "float32")
+    all_rows = kernel(x, w)
+    least = 64 // min(w.numpy().lookup().group_size or 64, 64)  # fewer rows of short groups take vectors
+    for m in (1, 2, 7, 15, 16, 17, 31, 33, 40, 47, 48, 49, 97):
+        if m > least:
+            assert_same(kernel(x[5 : 5 + m], w), all_rows[5 : 5 + m])
 
 
 @each_kernel

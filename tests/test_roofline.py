@@ -8,8 +8,17 @@ import pytest
 from qkernels import _native, registry
 from qkernels.latency import roofline
 
-NAMES = {"int8 avx512vnni", "int8 avx2", "bf16 avx512", "fp32 avx512", "fp32 avx2", "binary avx512"}
-# multiply-accumulates of one instruction of each peak; two or fewer of them start in a cycle on every x86 core
+NAMES = {
+    "int8 avx512vnni",
+    "int8 avx2",
+    "bf16 avx512",
+    "bf16 amx",
+    "fp32 avx512",
+    "fp32 avx2",
+    "binary avx512",
+}
+# multiply-accumulates of one instruction of each peak, of which two or fewer start in a cycle on every x86 core; of a
+# product of tiles a sixteenth, since it takes sixteen cycles
 PER_INSTRUCTION = {
     "int8 avx512vnni": 64,
     "int8 avx2": 16,
@@ -17,6 +26,7 @@ PER_INSTRUCTION = {
     "fp32 avx512": 16,
     "fp32 avx2": 8,
     "binary avx512": 512,
+    "bf16 amx": 512,
 }
 PEAKS = list(_native.peak_names())
 
@@ -27,7 +37,12 @@ def flags():
 
 @pytest.mark.parametrize(
     ("name", "flag"),
-    [("fp32 avx2", "fma"), ("fp32 avx512", "avx512_vnni"), ("bf16 avx512", "avx512_bf16")],
+    [
+        ("fp32 avx2", "fma"),
+        ("fp32 avx512", "avx512_vnni"),
+        ("bf16 avx512", "avx512_bf16"),
+        ("bf16 amx", "amx_bf16"),
+    ],
 )
 def test_a_peak_is_there_where_the_system_says_so(name, flag):
     assert (name in PEAKS) == (flag in flags())
@@ -62,8 +77,9 @@ def test_float_peak_is_that_of_the_isa():
             elif isa == "avx2":
                 assert name == ("fp32 avx2" if "fp32 avx2" in PEAKS else None)
             else:
-                kind = "bf16" if isa == "avx512bf16" and not exact else "fp32"
-                assert name == (f"{kind} avx512" if f"{kind} avx512" in PEAKS else None)
+                bf16 = {"avx512bf16": "bf16 avx512", "amxbf16": "bf16 amx"}
+                expected = "fp32 avx512" if exact else bf16.get(isa, "fp32 avx512")
+                assert name == (expected if expected in PEAKS else None)
 
 
 def test_the_table_has_every_peak():

@@ -12,8 +12,8 @@ void bind_machine(py::module_& m) {
     });
     m.def("best_isa", [] { return static_cast<int>(qk::best_isa()); });
     m.def("peak_names", [] {  // in the order of their numbers; those this machine can run
-        static const char* names[] = {"int8 avx512vnni", "int8 avx2", "bf16 avx512",
-                                      "fp32 avx512",     "fp32 avx2", "binary avx512"};
+        static const char* names[] = {"int8 avx512vnni", "int8 avx2",     "bf16 avx512", "fp32 avx512",
+                                      "fp32 avx2",       "binary avx512", "bf16 amx"};
         py::dict d;
         for (int i = 0; i < static_cast<int>(qk::Peak::kCount); ++i)
             if (qk::peak_supported(static_cast<qk::Peak>(i))) d[names[i]] = i;

@@ -206,6 +206,7 @@ int64_t tensor_scale(PackSignsFn pack, const void* x, DType type, int64_t m, int
 
 const BinaryKernels& binary_kernels(Isa isa) {
     switch (isa) {
+        case Isa::amxbf16:
         case Isa::avx512bf16:
         case Isa::avx512vpopcntdq: return kernels_binary_avx512vpopcntdq();
         case Isa::avx512vnni:

@@ -281,6 +281,7 @@ int64_t conv2d(Isa isa, const ConvView& w, const ConvCall& call, int threads) {
 
 const ConvKernels& conv_kernels(Isa isa) {
     switch (isa) {
+        case Isa::amxbf16:
         case Isa::avx512bf16:
         case Isa::avx512vpopcntdq:
         case Isa::avx512vnni: return conv_kernels_avx512vnni();

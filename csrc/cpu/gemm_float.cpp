@@ -11,15 +11,17 @@ namespace qk {
 namespace {
 
 constexpr int64_t kSuperRows = 8 << 20;      // bytes of operands that one pass over the weight serves
-constexpr int64_t kTileRows = 192;           // rows whose partial sums are kept while k advances
+constexpr int64_t kKeptRows = 192;           // rows whose partial sums are kept while k advances
+constexpr int64_t kTiledBytes = 5 << 18;     // of operands in tiles, that stay in L2 while panels pass
 constexpr int64_t kStreamBytes = 5 << 10;    // ahead of a stream of codes
 constexpr int64_t kPrefetchBytes = 1 << 20;  // smaller weights sit in L2
 
 struct FloatProblem {
     const FloatKernels& products;
     FloatView w;
-    const char* a = nullptr;      // operands of rows, over the padded k
-    int64_t lda = 0;              // bytes
+    const char* a = nullptr;  // operands of rows, over the padded k
+    int64_t lda = 0;          // bytes between rows; in tiles: between blocks of `block` rows
+    int64_t block = 1, rows = 0;
     const float* sums = nullptr;  // [rows][segments], where there are offsets
     Epilogue epilogue = {};
     EpilogueFn store = nullptr;
@@ -73,7 +75,7 @@ void run_panel(const FloatProblem& p, int64_t panel, int64_t begin, int64_t end)
         ahead.most = step_bytes / 16;
         ahead.over(groups);
     }
-    alignas(64) float tiles[kTileRows * kFloatPanelN];
+    alignas(64) float tiles[kKeptRows * kFloatPanelN];
     std::fill_n(tiles, rows_all * kFloatPanelN, 0.0f);
     each_span(h, most, [&](const Span& span) {
         FloatArgs args;
@@ -107,11 +109,73 @@ void run_panel(const FloatProblem& p, int64_t panel, int64_t begin, int64_t end)
     p.store(p.epilogue, tiles, begin, static_cast<int>(rows_all), n0, cols);
 }
 
+// As run_panel(), on matrix tiles. The panel's sums do not depend on how rows are grouped.
+void run_panel_tiles(const FloatProblem& p, int64_t panel, int64_t begin, int64_t end) {
+    const FloatHeader& h = *p.w.header;
+    const FloatKernels& f = p.products;
+    const int source = f.source(h);
+    const int64_t rows_all = end - begin, n0 = panel * kFloatPanelN;
+    const int cols = static_cast<int>(std::min<int64_t>(kFloatPanelN, h.n - n0));
+    alignas(64) float tiles[(kKeptRows + kTilesRows) * kFloatPanelN];  // a chunk, and a block more: LoopShape
+    std::fill_n(tiles, rows_all * kFloatPanelN, 0.0f);
+    FloatTilesArgs args;
+    args.steps = h.k_pad / kFloatStepK;
+    args.segment_steps = h.segment_pad / kFloatStepK;
+    args.segments = h.segments;
+    args.codes = p.w.codes(panel);
+    args.table = f.table(p.w, source, panel, 0);
+    args.table_stride = f.table_stride(h);
+    args.table_segment = h.tables_of == 2 ? h.entries16() * f.element_bytes : 0;
+    args.scale = p.w.scale(panel, 0);
+    args.half_scale = h.half_scale;
+    if (h.has_offset) args.offset = p.w.offset(panel, 0);
+    args.half_offset = h.half_offset;
+    args.sums_pitch = h.segments;
+    args.scratch = Scratch::get(kTilesScratch, Scratch::panel).take<char>(kTilesScratch);
+    for (int64_t row = begin; row < end && args.steps > 0; row += p.block) {
+        args.rows = static_cast<int>(std::min(p.block, p.rows - row));
+        args.x = p.a + row / p.block * p.lda;
+        args.sums = p.sums + row * h.segments;
+        args.tile = tiles + (row - begin) * kFloatPanelN;
+        f.tiles[source][ceil_div(args.rows, kTileRows)](args);
+    }
+    p.store(p.epilogue, tiles, begin, static_cast<int>(rows_all), n0, cols);
+}
+
+// Tiles of k that a row of operands takes: a segment begins with a tile of its own.
+int64_t tiles_of_k(const FloatHeader& h) {
+    const int64_t whole = h.segments - 1;
+    return whole * ceil_div(h.segment_pad, kTileK) + ceil_div(h.k_pad - whole * h.segment_pad, kTileK);
+}
+
+// Rows that a kernel takes at a time, all of even size; small enough to be shared out where there are few panels.
+int64_t block_rows(int64_t rows, const FloatHeader& h, int threads) {
+    const int64_t few = threads > 1 && h.panels() < 4 * threads ? std::min<int64_t>(4 * threads, rows / 12) : 0;
+    return ceil_div(rows, std::max(ceil_div(rows, kTilesRows), few));
+}
+
+// A row of operands into its place in a block of `rows`: [tiles of k][rows][32].
+void scatter_row(const FloatHeader& h, const char* row, int64_t rows, char* out) {
+    constexpr int64_t kBytes = kTileK * 2;
+    const int64_t pitch = rows * kBytes;
+    for (int64_t s = 0; s < h.segments; ++s) {
+        const char* from = row + s * h.segment_pad * 2;
+        int64_t left = std::min(h.segment_pad, h.k_pad - s * h.segment_pad) * 2;
+        for (; left >= kBytes; left -= kBytes, from += kBytes, out += pitch) std::memcpy(out, from, kBytes);
+        if (left > 0) {
+            std::memcpy(out, from, left);
+            std::memset(out + left, 0, kBytes - left);
+            out += pitch;
+        }
+    }
+}
+
 // Row pitch of operands: whole cache lines plus one, so that rows do not fall into the same cache sets.
 int64_t pitch(const FloatHeader& h, int bytes) { return round_up(h.k_pad * bytes, 64) + 64; }
 
-int threads_for(const FloatHeader& h, const FloatKernels& f, int64_t m, int threads) {
-    const double products = static_cast<double>(m) * h.n_pad * h.k_pad / (f.element_bytes == 2 ? 200.0 : 100.0);
+int threads_for(const FloatHeader& h, const FloatKernels& f, bool tiled, int64_t m, int threads) {
+    const double each_ns = tiled ? 1000.0 : f.element_bytes == 2 ? 200.0 : 100.0;
+    const double products = static_cast<double>(m) * h.n_pad * h.k_pad / each_ns;
     return threads_worth(std::max(products, h.stored_bytes() / 40.0), threads);
 }
 
@@ -136,44 +200,64 @@ void gemm_float(const FloatKernels& f, const void* x, DType x_type, int64_t m, i
                 const Epilogue& epilogue, EpilogueFn store, int threads) {
     const FloatHeader& h = *w.header;
     if (m == 0 || h.n == 0) return;
-    threads = threads_for(h, f, m, threads);
+    // That a group's sums leave their tiles costs about what 64 k of one row take.
+    const bool tiled = f.tiles[f.source(h)][1] != nullptr && (h.segments == 1 || m * h.segment_pad >= 64);
+    threads = threads_for(h, f, tiled, m, threads);
     const int bytes = f.element_bytes, type = static_cast<int>(x_type);
     const int64_t x_bytes = type == 0 ? 4 : 2;
     const bool direct = (type == 0 ? bytes == 4 : type == 1 && bytes == 2) && !h.has_input_scale && h.k == h.k_pad &&
                         h.segment == h.segment_pad;
-    const int64_t lda = direct ? ldx * bytes : pitch(h, bytes);
-    const int64_t most = std::min(m, std::max<int64_t>(kTileRows, kSuperRows / pitch(h, bytes)));
-    Scratch& scratch = Scratch::get((direct ? 0 : Scratch::padded<char>(most * lda)) +
+    const int64_t tiles = tiles_of_k(h),
+                  row_bytes = tiled ? std::max<int64_t>(tiles, 1) * kTileK * bytes : pitch(h, bytes);
+    const int64_t most = std::min(m, std::max<int64_t>(kKeptRows, kSuperRows / row_bytes));
+    const int64_t operand_bytes = tiled || !direct ? most * row_bytes : 0;
+    Scratch& scratch = Scratch::get(Scratch::padded<char>(operand_bytes) +
                                     Scratch::padded<float>(h.has_offset ? most * h.segments : 0));
-    char* operands = scratch.take<char>(direct ? 0 : most * lda);
+    char* operands = scratch.take<char>(operand_bytes);
     float* sums = scratch.take<float>(h.has_offset ? most * h.segments : 0);
     for (int64_t row0 = 0; row0 < m; row0 += most) {
         const char* x0 = static_cast<const char*>(x) + row0 * ldx * x_bytes;
         FloatProblem p{f, w};
-        p.a = direct ? x0 : operands;
-        p.lda = lda;
+        p.a = direct && !tiled ? x0 : operands;
+        p.rows = std::min(most, m - row0);
+        p.block = tiled ? block_rows(p.rows, h, threads) : 1;
+        p.lda = tiled ? p.block * row_bytes : direct ? ldx * bytes : row_bytes;
         p.sums = sums;
         p.epilogue = epilogue;
         p.epilogue.out = static_cast<char*>(epilogue.out) + row0 * epilogue.ldo * epilogue.out_bytes;
         p.store = store;
         auto prepare = [&](int64_t begin, int64_t end) {
+            const int64_t buffer_bytes = tiled && !direct ? pitch(h, bytes) : 0;
+            char* buffer = Scratch::get(buffer_bytes, Scratch::panel).take<char>(buffer_bytes);
             for (int64_t r = begin; r < end; ++r) {
-                if (!direct) convert_row(f, w, x0 + r * ldx * x_bytes, type, operands + r * lda);
+                const char* row = x0 + r * ldx * x_bytes;
+                if (!direct) {
+                    char* to = tiled ? buffer : operands + r * row_bytes;
+                    convert_row(f, w, row, type, to);
+                    row = to;
+                }
+                if (tiled) {
+                    const int64_t block = r / p.block, in_block = std::min(p.block, p.rows - block * p.block);
+                    scatter_row(h, row, in_block, operands + block * p.lda + r % p.block * kTileK * bytes);
+                }
                 for (int64_t s = 0; s < h.segments && h.has_offset; ++s) {
                     const int64_t length = std::min(h.segment_pad, h.k_pad - s * h.segment_pad);
-                    sums[r * h.segments + s] = f.sum(p.a + r * lda + s * h.segment_pad * bytes, length);
+                    sums[r * h.segments + s] = f.sum(row + s * h.segment_pad * bytes, length);
                 }
             }
         };
-        const LoopShape shape{std::min(most, m - row0), h.panels(), h.k_pad * bytes, h.n_pad * h.k_pad * bytes,
-                              kTileRows};
-        over_panels(shape, threads, prepare,
-                    [&](int64_t panel, int64_t begin, int64_t end) { run_panel(p, panel, begin, end); });
+        const int64_t chunk =
+            tiled ? std::clamp<int64_t>(kTiledBytes / row_bytes / kTilesRows, 1, 3) * kTilesRows : kKeptRows;
+        const LoopShape shape{p.rows, h.panels(), h.k_pad * bytes, h.n_pad * h.k_pad * bytes, chunk, p.block};
+        over_panels(shape, threads, prepare, [&](int64_t panel, int64_t begin, int64_t end) {
+            tiled ? run_panel_tiles(p, panel, begin, end) : run_panel(p, panel, begin, end);
+        });
     }
 }
 
 const FloatKernels& float_kernels(Isa isa, bool exact) {
     switch (isa) {
+        case Isa::amxbf16: return exact ? float_kernels_avx512vnni() : float_kernels_amxbf16();
         case Isa::avx512bf16: return exact ? float_kernels_avx512vnni() : float_kernels_avx512bf16();
         case Isa::avx512vpopcntdq:
         case Isa::avx512vnni: return float_kernels_avx512vnni();

@@ -31,6 +31,25 @@ struct FloatArgs {
     int column = 0;  // of a decoded panel, where a register tile is narrower than that
 };
 using FloatMicroFn = void (*)(const FloatArgs& args);
+// The same for up to kTilesRows rows and a whole panel at once, on matrix tiles. Segments of `segment_steps` (the last
+// may be short) and offsets as above; tails of a segment up to a whole tile of k are zeros in x.
+struct FloatTilesArgs {
+    const char* x = nullptr;  // bf16 [tiles of k][rows][32]
+    int rows = 0;
+    int64_t steps = 0, segment_steps = 1, segments = 1;
+    const uint8_t* codes = nullptr;  // of the panel
+    const void* table = nullptr;
+    int64_t table_stride = 0, table_segment = 0;     // entries between channels; bytes between segments
+    const char *scale = nullptr, *offset = nullptr;  // [segments][64]
+    bool half_scale = false, half_offset = false;
+    const float* sums = nullptr;
+    int64_t sums_pitch = 0;
+    float* tile = nullptr;    // [rows][64]
+    char* scratch = nullptr;  // kTilesScratch bytes
+};
+using FloatTilesFn = void (*)(const FloatTilesArgs& args);
+inline constexpr int kTilesRows = 48, kTileRows = 16, kTileK = 32;
+inline constexpr int64_t kTilesScratch = 24 << 10;
 // Operands of `steps` steps of a panel, [64 / column][steps]: in a step, of each of the column's channels its two k
 // (bfloat16), or of the first k all channels, then of the second (float32).
 using FloatDecodeFn = void (*)(const uint8_t* codes, int64_t steps, const void* table, int64_t table_stride, void* out);
@@ -48,6 +67,7 @@ struct FloatKernels {
     FloatDecodeFn decode[kSources];
     ConvertFn convert[3];  // by DType of x
     SumFn sum;
+    FloatTilesFn tiles[kSources][kTilesRows / kTileRows + 1];  // [source][rows of tiles]; null: there are none
 
     // Where the operands of a weight come from, and the table (of the first channel of a panel) in that source's type.
     int source(const FloatHeader& h) const {
@@ -68,6 +88,7 @@ const FloatKernels& float_kernels_scalar();
 const FloatKernels& float_kernels_avx2();
 const FloatKernels& float_kernels_avx512vnni();
 const FloatKernels& float_kernels_avx512bf16();
+const FloatKernels& float_kernels_amxbf16();
 
 // gemm_float.cpp: the products of an ISA; `exact` asks for float32 ones.
 const FloatKernels& float_kernels(Isa isa, bool exact);

@@ -19,6 +19,7 @@ struct LoopShape {
     int64_t row_bytes;     // of a row's operands
     int64_t weight_bytes;  // of the weight, as operands
     int64_t chunk;         // rows that are prepared and computed together, at most
+    int64_t block = 1;     // rows that stay together; a part may then exceed a chunk by one
 };
 
 inline constexpr int64_t kRowBytes = 512 << 10;        // operands of rows that stay in L2 beside two panels
@@ -55,11 +56,15 @@ template <class Prepare, class Panel>
 void over_panels(const LoopShape& s, int threads, Prepare prepare, Panel panel) {
     // A weight that each core's L2 holds: split the rows, so that codes never travel between cores and nothing waits.
     const bool by_rows = s.weight_bytes <= kSharedWeight && s.m >= 12 * threads;
+    auto cut = [&](int64_t part, int64_t count) {
+        return std::min(s.m, ceil_div(s.m, s.block) * part / count * s.block);
+    };
     auto even = [&](int64_t m) { return ceil_div(m, std::max<int64_t>(1, ceil_div(m, s.chunk))); };
     if (threads == 1 || by_rows) {
         const int64_t rows = even(threads == 1 ? s.m : ceil_div(s.m, 2 * threads)), count = ceil_div(s.m, rows);
         parallel_for(threads, count, [&](int64_t unit) {
-            const int64_t begin = s.m * unit / count, end = s.m * (unit + 1) / count;
+            const int64_t begin = cut(unit, count), end = cut(unit + 1, count);
+            if (begin == end) return;
             prepare(begin, end);
             for (int64_t p = 0; p < s.panels; ++p) panel(p, begin, end);
         });
@@ -79,8 +84,8 @@ void over_panels(const LoopShape& s, int threads, Prepare prepare, Panel panel) 
             team_barrier();
         }
         units.run(thread, [&](int64_t u) {
-            const int64_t part = u / s.panels;
-            panel(u % s.panels, s.m * part / count, s.m * (part + 1) / count);
+            const int64_t begin = cut(u / s.panels, count), end = cut(u / s.panels + 1, count);
+            if (begin < end) panel(u % s.panels, begin, end);
         });
     });
 }

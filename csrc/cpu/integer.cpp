@@ -24,6 +24,7 @@ int threads_for(int threads, int64_t values, int64_t picoseconds) {
 
 const IntegerKernels& integer_kernels(Isa isa) {
     switch (isa) {
+        case Isa::amxbf16:
         case Isa::avx512bf16:
         case Isa::avx512vpopcntdq: return integer_kernels_avx512vbmi();
         case Isa::avx512vnni: return integer_kernels_avx512vnni();

@@ -7,9 +7,10 @@
 namespace qk {
 
 // Weakest first; each includes what is before it. A family that gains nothing from a level runs the one below.
-enum class Isa : int { scalar = 0, avx2 = 1, avx512vnni = 2, avx512vpopcntdq = 3, avx512bf16 = 4 };
-inline constexpr int kIsaCount = 5;
-inline constexpr const char* kIsaNames[kIsaCount] = {"scalar", "avx2", "avx512vnni", "avx512vpopcntdq", "avx512bf16"};
+enum class Isa : int { scalar = 0, avx2 = 1, avx512vnni = 2, avx512vpopcntdq = 3, avx512bf16 = 4, amxbf16 = 5 };
+inline constexpr int kIsaCount = 6;
+inline constexpr const char* kIsaNames[kIsaCount] = {"scalar",          "avx2",       "avx512vnni",
+                                                     "avx512vpopcntdq", "avx512bf16", "amxbf16"};
 inline constexpr int kMaxMr = 8;  // upper bound of rows in a register tile over all ISAs
 
 // tile[r][0..64) = start + sum over k of x[r][k] * w[0..64)[k], r < MR: a register tile over one panel.

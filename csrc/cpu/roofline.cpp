@@ -56,13 +56,31 @@ QK_LOOP(loop_pop512, QK_16(QK_ZERO) "vpxorq %%zmm30, %%zmm30, %%zmm30\nvpxorq %%
 QK_LOOP(loop_fma256, QK_16(QK_ZERO), QK_12(QK_FMA256))
 QK_LOOP(loop_madd256, QK_16(QK_ZERO), QK_8(QK_MADD))
 
+// Sixteen products of tiles on four sums. Tile data counts as in use, and is saved at every switch, until it is
+// released.
+struct alignas(64) TileConfig {
+    uint8_t palette = 1, start = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16};
+};
+#define QK_TDP(r) "tdpbf16ps %%tmm5, %%tmm4, %%tmm" r "\n"
+#define QK_4_TDP QK_TDP("0") QK_TDP("1") QK_TDP("2") QK_TDP("3")
+void loop_tiles(int64_t n) {
+    static const TileConfig config;
+    __asm__ volatile("ldtilecfg %1\nmov %0, %%rcx\n1:\n" QK_4_TDP QK_4_TDP QK_4_TDP QK_4_TDP
+                     "dec %%rcx\njnz 1b\ntilerelease\n"
+                     :
+                     : "r"(n), "m"(config)
+                     : "rcx", "cc");
+}
+
 struct Loop {
     void (*run)(int64_t);
     double macs;  // multiply-accumulates in one trip
 };
 constexpr Loop kLoops[] = {
-    {loop_dpbusd, 16 * 64.0}, {loop_madd256, 8 * 16.0}, {loop_dpbf16, 16 * 32.0},
-    {loop_fma512, 16 * 16.0}, {loop_fma256, 12 * 8.0},  {loop_pop512, 16 * 512.0},
+    {loop_dpbusd, 16 * 64.0}, {loop_madd256, 8 * 16.0},  {loop_dpbf16, 16 * 32.0},  {loop_fma512, 16 * 16.0},
+    {loop_fma256, 12 * 8.0},  {loop_pop512, 16 * 512.0}, {loop_tiles, 16 * 8192.0},
 };
 
 bool cpuid7(unsigned leaf, int reg, int bit) {
@@ -105,6 +123,7 @@ bool peak_supported(Peak kind) {
         case Peak::int8_avx2:
         case Peak::fp32_avx2: return supported(Isa::avx2);
         case Peak::bf16_avx512: return has_avx512() && cpuid7(1, 0, 5);
+        case Peak::bf16_amx: return supported(Isa::amxbf16) && !kEmulated;
         case Peak::binary_avx512: return has_avx512() && cpuid7(0, 2, 14);
         default: return false;
     }
@@ -115,7 +134,7 @@ double measure_peak(Peak kind, int threads, double milliseconds) {
     const Loop& loop = kLoops[static_cast<int>(kind)];
     std::vector<double> rates(std::max(threads, 1), 0.0);
     on_threads(threads, [&](int thread) {
-        constexpr int64_t kTrips = 2000;  // a few microseconds
+        constexpr int64_t kTrips = 2000;  // some ten to a hundred microseconds
         int64_t trips = 0;
         const double start = now();
         double elapsed = 0;

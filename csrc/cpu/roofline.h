@@ -12,7 +12,8 @@ enum class Peak : int {
     fp32_avx512 = 3,
     fp32_avx2 = 4,
     binary_avx512 = 5,
-    kCount = 6
+    bf16_amx = 6,
+    kCount = 7
 };
 
 bool peak_supported(Peak kind);

@@ -14,6 +14,7 @@ FLOAT_PEAKS = {  # ISA -> the peak of a weight-only product: bfloat16 operands w
     "avx512vnni": "fp32 avx512",
     "avx512vpopcntdq": "fp32 avx512",
     "avx512bf16": "bf16 avx512",
+    "amxbf16": "bf16 amx",
 }
 UNITS = {"": 0, "K": 10, "M": 20, "G": 30}
 MIB = 1 << 20
@@ -111,7 +112,7 @@ def float_peak(isa, exact=False):
     Returns:
         Its name; None for "scalar" and where this machine lacks the instruction.
     """
-    name = FLOAT_PEAKS.get("avx512vnni" if exact and isa == "avx512bf16" else isa)
+    name = FLOAT_PEAKS.get("avx512vnni" if exact and isa in ("avx512bf16", "amxbf16") else isa)
     return name if name in _native.peak_names() else None
 
 

@@ -61,7 +61,7 @@ def float_activations(request):
 
 GEMM_ISAS = ("scalar", "avx2", "avx512vnni")
 BINARY_ISAS = ("scalar", "avx2", "avx512vpopcntdq")
-FLOAT_ISAS = (*GEMM_ISAS, "avx512bf16")
+FLOAT_ISAS = (*GEMM_ISAS, "avx512bf16", "amxbf16")
 BITS_FORMATS = ("BinaryWeight", "TernaryWeight")
 GEMM_FORMATS = ("IntWeight", "MixedIntWeight", *BITS_FORMATS)
 TABLE_FORMATS = ("PowerWeight", "LogWeight", "FloatWeight", "CodebookWeight")  # whose codes index a table

@@ -14,6 +14,7 @@
 #include <f16cintrin.h>
 #include <fmaintrin.h>
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -469,6 +470,66 @@ QK_EMULATED __m512bh _mm512_cvtne2ps_pbh(__m512 a, __m512 b) {
         if (v != v) return x >> 16 | 0x40;
         return (x + 0x7fff + (x >> 16 & 1)) >> 16;
     });
+}
+// Tiles: what a thread has loaded. SDM volume 2, LDTILECFG and TDPBF16PS
+namespace emulated {
+struct Tiles {
+    uint8_t palette = 0;
+    int rows[8] = {}, row_bytes[8] = {};
+    uint8_t data[8][16][64] = {};
+};
+inline Tiles& tiles() {
+    thread_local Tiles t;
+    return t;
+}
+QK_EMULATED float flush(float v) { return v > -1.17549435e-38f && v < 1.17549435e-38f ? std::copysign(0.0f, v) : v; }
+QK_EMULATED float pair_half(const uint8_t* pair, int i) {
+    uint16_t half;
+    std::memcpy(&half, pair + 2 * i, 2);
+    const uint32_t bits = uint32_t{half} << 16;
+    float v;
+    std::memcpy(&v, &bits, 4);
+    return flush(v);
+}
+}  // namespace emulated
+QK_EMULATED void _tile_loadconfig(const void* config) {
+    emulated::Tiles& t = emulated::tiles() = {};
+    const auto* c = static_cast<const uint8_t*>(config);
+    t.palette = c[0];
+    for (int i = 0; i < 8; ++i) {
+        uint16_t bytes;
+        std::memcpy(&bytes, c + 16 + 2 * i, 2);
+        t.row_bytes[i] = bytes;
+        t.rows[i] = c[48 + i];
+    }
+}
+QK_EMULATED void _tile_release() { emulated::tiles() = {}; }
+QK_EMULATED void _tile_zero(int i) { std::memset(emulated::tiles().data[i], 0, sizeof emulated::tiles().data[i]); }
+QK_EMULATED void _tile_loadd(int i, const void* p, int64_t stride) {
+    emulated::Tiles& t = emulated::tiles();
+    _tile_zero(i);
+    for (int r = 0; r < t.rows[i]; ++r)
+        std::memcpy(t.data[i][r], static_cast<const char*>(p) + r * stride, t.row_bytes[i]);
+}
+QK_EMULATED void _tile_stored(int i, void* p, int64_t stride) {
+    emulated::Tiles& t = emulated::tiles();
+    for (int r = 0; r < t.rows[i]; ++r) std::memcpy(static_cast<char*>(p) + r * stride, t.data[i][r], t.row_bytes[i]);
+}
+QK_EMULATED void _tile_dpbf16ps(int c, int a, int b) {
+    using emulated::flush;
+    using emulated::pair_half;
+    emulated::Tiles& t = emulated::tiles();
+    for (int m = 0; m < t.rows[c]; ++m)
+        for (int n = 0; n < t.row_bytes[c] / 4; ++n) {
+            float sum, half[2] = {0, 0};
+            for (int k = 0; k < t.row_bytes[a] / 4; ++k)
+                for (int i = 0; i < 2; ++i)
+                    half[i] = flush(
+                        std::fma(pair_half(t.data[a][m] + 4 * k, i), pair_half(t.data[b][k] + 4 * n, i), half[i]));
+            std::memcpy(&sum, t.data[c][m] + 4 * n, 4);
+            sum = flush(flush(sum) + flush(half[0] + half[1]));
+            std::memcpy(t.data[c][m] + 4 * n, &sum, 4);
+        }
 }
 #undef QK_EMULATED
 #undef QK_IMMEDIATE
