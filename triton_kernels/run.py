@@ -1,0 +1,92 @@
+"""What the backend calls: weights prepacked, block shapes chosen, kernels launched. x is (M, K), unit stride in a row.
+
+Every function takes ``config`` and ``splits`` to override what the tables say, for tests and tuning.
+"""
+
+import functools
+
+import torch
+
+from . import is_interpreted, linear_int as core_int, quantize, tuned
+from .device import int_arrays, requant_arrays
+
+
+@functools.cache
+def properties(device):
+    """(name, capability, multiprocessors) of a CUDA device."""
+    p = torch.cuda.get_device_properties(device)
+    return p.name, (p.major, p.minor), p.multi_processor_count
+
+
+def chosen(kernel, device, m, n, steps):
+    """The row of the table for a kernel and shape, and the number of splits."""
+    if is_interpreted():
+        row, count = tuned.INTERPRETED, 4
+    else:
+        name, capability, count = properties(device)
+        row = tuned.row_of(tuned.table(name, capability)[kernel], m)
+    return row, tuned.splits_of(row, m, n, steps, count)
+
+
+def _steps(u):
+    return (u.groups // 2 if u.pairs else u.groups) if u.is_grouped else u.units
+
+
+def _product(x, w, out, epilogue, config, splits, **rest):
+    row, best = chosen("linear_int", x.device, x.shape[0], w.shape[0], _steps(w.units))
+    row, best = config or row, splits or best
+    return core_int.launch(x, w, out, row, best, epilogue, **rest)
+
+
+def linear_int(x, w, quant, bias, activation, out, config=None, splits=None):
+    """``qkernels.reference.linear_int``; bit for bit without GELU and SiLU."""
+    arrays = int_arrays(w, x.device)
+    codes, scale, sums = quantize.quantize_rows(
+        x, quant, arrays.units, arrays.input_scale, arrays.w_zero is not None
+    )
+    zero = (quant.zero_point or 0) - (0 if quant.signed else 128)
+    rest = {"x_scale": scale, "x_sums": sums, "x_zero": zero, "bias": bias, "activation": activation}
+    return _product(codes, arrays, out, "float", config, splits, **rest)
+
+
+def signed(x, zero):
+    """int8 codes and their zero point: uint8 less 128."""
+    if x.dtype is torch.uint8:
+        return (x ^ 128).view(torch.int8), zero - 128
+    return x, zero
+
+
+def _codes(x, arrays, x_zero_point):
+    codes, zero = signed(x, x_zero_point)
+    sums = codes.sum(dim=1, dtype=torch.int32) if arrays.w_zero is not None else None
+    return codes, {"x_zero": zero, "x_sums": sums}
+
+
+def matmul_int(x, w, x_zero_point, out, config=None, splits=None):
+    """``qkernels.reference.matmul_int``, exact."""
+    arrays = int_arrays(w, x.device)
+    codes, zeros = _codes(x, arrays, x_zero_point)
+    return _product(codes, arrays, out, "int32", config, splits, **zeros)
+
+
+def linear_requant(x, w, x_zero_point, bias, requant, limits, out, config=None, splits=None):
+    """``qkernels.reference.linear_requant``, exact."""
+    arrays = int_arrays(w, x.device)
+    codes, zeros = _codes(x, arrays, x_zero_point)
+    rest = {"bias": bias, "requant": requant_arrays(requant, x.device), "limits": limits}
+    return _product(codes, arrays, out, "requant", config, splits, **zeros, **rest)
+
+
+def quantize_activations(x, quant):
+    """``qkernels.reference.quantize_activations``: codes (M, K); scale (M,), (1,), or (K,) of granularity "channel"."""
+    channel = None
+    if quant.granularity == "channel":
+        channel = torch.from_numpy(quant.scale).to(x.device)
+    codes, scale, _ = quantize.quantize_rows(x, quant, None, channel, squared=False)
+    if not quant.signed:
+        codes = codes.view(torch.uint8) ^ 128
+    if quant.granularity == "tensor":
+        scale = scale[:1] if scale.numel() else torch.ones(1, dtype=torch.float32, device=x.device)
+        if quant.scale is not None:
+            scale = torch.full_like(scale, quant.scale)
+    return codes, scale if channel is None else channel
