@@ -8,6 +8,9 @@ import torch
 from .layout import float_layout, int_layout
 
 
+BIAS = {torch.bfloat16: 128, torch.float16: 1024, torch.float32: 0}
+
+
 class Arrays:
     """A layout with tensors in place of its arrays."""
 
@@ -43,6 +46,9 @@ def float_arrays(w, device, dtype):
     def make():
         made = Arrays(float_layout(w), device)
         made.table = None if made.table is None else made.table.to(dtype)
+        if made.zero is not None:  # a nibble's, with the bits that its float is made of: nibbles.nibble_floats
+            bias = BIAS[dtype] if made.units.nibbles and not made.square else 0
+            made.zero = (made.zero + bias).to(dtype)
         return made
 
     return kept(w, f"_triton_float_{dtype}", device, make)

@@ -55,6 +55,11 @@ class Units:
         return not self.is_grouped or self.size == self.padded
 
 
+def steps_of(u):
+    """What is split: pairs of groups, groups, or units of the one group."""
+    return (u.groups // 2 if u.pairs else u.groups) if u.is_grouped else u.units
+
+
 def cut_units(k, group_size, nibbles, least=32):
     """Units of rows of K codes; ``least`` is the smallest K of a tensor core's product."""
     if group_size is None or group_size >= k:
@@ -93,7 +98,8 @@ def pack(a, u):
 def per_group(a, n, u, fill=0):
     """What is shaped like a scale, (N, G), (N, 1) or (1, 1), as contiguous (groups, N)."""
     out = np.full((u.groups, n), fill, a.dtype)
-    out[: a.shape[1]] = np.broadcast_to(a, (n, a.shape[1])).T
+    groups = u.groups if a.shape[1] == 1 else a.shape[1]
+    out[:groups] = np.broadcast_to(a, (n, groups)).T
     return out
 
 
@@ -103,7 +109,7 @@ class IntLayout:
 
     codes    uint8 or int8 (N, bytes)
     scale    float32 (groups, N)
-    zero     int8 (groups, N): what is subtracted from a nibble, or None
+    zero     uint8 (groups, N): 128 - what is subtracted from a nibble, or None
     table    int8 (16,): what a nibble stands for, or None. ``square``: sign(q) * q * q, q = nibble - 8
     sums     int32 (groups, N): sums of the decoded codes over a group
     w_zero   int32 (N,): zero points of 8-bit codes, or None
@@ -163,7 +169,7 @@ def int_layout(w):
         pack(stored, u),
         per_group(q.scale, n, u),
         np.ascontiguousarray(sums.T),
-        None if zero is None else per_group(zero.astype(np.int8), n, u),
+        None if zero is None else per_group((128 - zero).astype(np.uint8), n, u, 128),
         table,
         bool(square),
         None if w_zero is None else np.ascontiguousarray(w_zero[:, 0]),

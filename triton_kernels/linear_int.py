@@ -17,18 +17,22 @@ import triton
 import triton.language as tl
 
 from .common import activate, fixed_point, tile_of
+from .layout import steps_of
+from .nibbles import nibble, nibble_codes
 
 
 @triton.jit
-def decode(b, table, z, DECODER: tl.constexpr):
-    """Nibbles uint8 to int8 operands; z int8, what is subtracted."""
-    if DECODER == "table":
-        w = tl.load(table + b.to(tl.int32))
-    elif DECODER == "square":
-        q = b.to(tl.int8) - 8
-        w = tl.where(q < 0, -(q * q), q * q).to(tl.int8)
+def decode(b, table, s, HIGH: tl.constexpr, DECODER: tl.constexpr):
+    """Nibbles of bytes, the high or the low ones, as int8 operands: nibble + s - 128 with "offset", s uint8."""
+    if DECODER == "offset":
+        w = nibble_codes(b, s, HIGH)
     else:
-        w = b.to(tl.int8) - z
+        u = nibble(b, HIGH)
+        if DECODER == "table":
+            w = tl.load(table + u.to(tl.int32))
+        else:
+            q = u.to(tl.int8) - 8
+            w = tl.where(q < 0, -(q * q), q * q).to(tl.int8)
     return w
 
 
@@ -92,7 +96,7 @@ def linear_kernel(
     first = split * PER_SPLIT
     if not GROUPED:
         acc = tl.zeros((BN, BM), tl.int32)
-        z = tl.zeros((BN,), tl.int8)
+        z = tl.zeros((BN,), tl.uint8)
         if DECODER == "offset":
             z = tl.load(zeros + n % N)
         for u in range(first, tl.minimum(first + PER_SPLIT, UNITS)):
@@ -104,8 +108,8 @@ def linear_kernel(
                     tl.load(x_at + (u * U + HALF)) if EVEN_K
                     else tl.load(x_at + (u * U + HALF), mask=k + HALF < K, other=0)
                 )  # fmt: skip
-                acc = tl.dot(decode(b & 15, table, z[:, None], DECODER), x_low, acc, out_dtype=tl.int32)
-                acc = tl.dot(decode(b >> 4, table, z[:, None], DECODER), x_high, acc, out_dtype=tl.int32)
+                acc = tl.dot(decode(b, table, z[:, None], False, DECODER), x_low, acc, out_dtype=tl.int32)
+                acc = tl.dot(decode(b, table, z[:, None], True, DECODER), x_high, acc, out_dtype=tl.int32)
             else:
                 acc = tl.dot(b, x_low, acc, out_dtype=tl.int32)
         if SPLIT:
@@ -123,7 +127,7 @@ def linear_kernel(
         for g in range(first, tl.minimum(first + PER_SPLIT, steps)):
             acc = tl.zeros((BN, BM), tl.int32)
             other = tl.zeros((BN, BM), tl.int32)
-            z = tl.zeros((BN,), tl.int8)
+            z = tl.zeros((BN,), tl.uint8)
             z2 = z
             if DECODER == "offset":
                 z = tl.load(zeros + g * PER_STEP * N + n % N)
@@ -134,11 +138,11 @@ def linear_kernel(
                 x_low = tl.load(x_at + u * U)
                 if NIBBLES:
                     x_high = tl.load(x_at + (u * U + HALF))
-                    acc = tl.dot(decode(b & 15, table, z[:, None], DECODER), x_low, acc, out_dtype=tl.int32)
+                    acc = tl.dot(decode(b, table, z[:, None], False, DECODER), x_low, acc, out_dtype=tl.int32)
                     if PAIRS:
-                        other = tl.dot(decode(b >> 4, table, z2[:, None], DECODER), x_high, other, out_dtype=tl.int32)
+                        other = tl.dot(decode(b, table, z2[:, None], True, DECODER), x_high, other, out_dtype=tl.int32)
                     else:
-                        acc = tl.dot(decode(b >> 4, table, z[:, None], DECODER), x_high, acc, out_dtype=tl.int32)
+                        acc = tl.dot(decode(b, table, z[:, None], True, DECODER), x_high, acc, out_dtype=tl.int32)
                 else:
                     acc = tl.dot(b, x_low, acc, out_dtype=tl.int32)
             for p in tl.static_range(PER_STEP):
@@ -196,7 +200,6 @@ def arguments(x, w, out, config, epilogue, x_scale=None, x_sums=None, x_zero=0, 
     u = w.units
     any_int, any_float = w.sums, w.scale
     split = splits > 1
-    steps = (u.groups // 2 if u.pairs else u.groups) if u.is_grouped else u.units
     return {
         "x": x,
         "pitch": x.stride(0) if x.shape[0] > 1 else x.shape[1],
@@ -221,7 +224,7 @@ def arguments(x, w, out, config, epilogue, x_scale=None, x_sums=None, x_zero=0, 
         "N": w.shape[0],
         "K": w.shape[1],
         "UNITS": u.units,
-        "PER_SPLIT": -(-steps // splits),
+        "PER_SPLIT": -(-steps_of(u) // splits),
         "U": u.unit,
         "UPG": 1 if u.pairs or not u.is_grouped else u.padded // u.unit,
         "GROUPED": u.is_grouped,
@@ -250,8 +253,7 @@ def launch(x, w, out, config, splits, epilogue, **rest):
         return out
     args = arguments(x, w, out, config, epilogue, splits=splits, **rest)
     grouped, u = args["GROUPED"], w.units
-    steps = (u.groups // 2 if u.pairs else u.groups) if grouped else u.units
-    splits = -(-steps // args["PER_SPLIT"])
+    splits = -(-steps_of(u) // args["PER_SPLIT"])
     count = u.groups if grouped else splits
     parts = torch.empty((count, m, n), dtype=torch.int32, device=x.device) if args["SPLIT"] else out
     tiles = triton.cdiv(n, config["BN"]) * triton.cdiv(m, config["BM"])

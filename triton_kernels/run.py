@@ -5,10 +5,14 @@ Every function takes ``config`` and ``splits`` to override what the tables say, 
 
 import functools
 
+import numpy as np
 import torch
 
-from . import is_interpreted, linear_int as core_int, quantize, tuned
-from .device import int_arrays, requant_arrays
+from . import is_interpreted, quantize, tuned
+from . import linear_float as core_float
+from . import linear_int as core_int
+from .device import float_arrays, int_arrays, requant_arrays
+from .layout import steps_of
 
 
 @functools.cache
@@ -28,12 +32,8 @@ def chosen(kernel, device, m, n, steps):
     return row, tuned.splits_of(row, m, n, steps, count)
 
 
-def _steps(u):
-    return (u.groups // 2 if u.pairs else u.groups) if u.is_grouped else u.units
-
-
 def _product(x, w, out, epilogue, config, splits, **rest):
-    row, best = chosen("linear_int", x.device, x.shape[0], w.shape[0], _steps(w.units))
+    row, best = chosen("linear_int", x.device, x.shape[0], w.shape[0], steps_of(w.units))
     row, best = config or row, splits or best
     return core_int.launch(x, w, out, row, best, epilogue, **rest)
 
@@ -90,3 +90,43 @@ def quantize_activations(x, quant):
         if quant.scale is not None:
             scale = torch.full_like(scale, quant.scale)
     return codes, scale if channel is None else channel
+
+
+def float16_holds(w):
+    """Whether float16 operands serve a weight: entries of its table lose no more than their last bits."""
+    if "_triton_float16" not in w.__dict__:
+        q = w.numpy().lookup()
+        t = np.abs(q.table)
+        fits = not t.size or (t.max() <= 65504 and ((t == 0) | (t >= 2.0**-14)).all())
+        w.__dict__["_triton_float16"] = bool(fits) and q.input_scale is None
+    return w.__dict__["_triton_float16"]
+
+
+def product_dtype(x, w, compute_dtype):
+    """Of the products: as named, else float16 for float16 x where it serves the weight, else bfloat16."""
+    if compute_dtype is not None:
+        return getattr(torch, compute_dtype)
+    return torch.float16 if x.dtype is torch.float16 and float16_holds(w) else torch.bfloat16
+
+
+def spread(x, u):
+    """Activations (M, K) in padded groups (M, length): zeros where the weight has padding."""
+    out = x.new_zeros((x.shape[0], u.groups, u.padded))
+    for g in range(-(-u.k // u.size)):
+        part = x[:, g * u.size : (g + 1) * u.size]
+        out[:, g, : part.shape[1]] = part
+    return out.reshape(x.shape[0], u.length)
+
+
+def linear_float(x, w, bias, activation, compute_dtype, out, config=None, splits=None):
+    """``qkernels.reference.linear_float``, within the tolerance of docs/numerics.md."""
+    dtype = product_dtype(x, w, compute_dtype)
+    arrays = float_arrays(w, x.device, dtype)
+    if arrays.input_scale is not None:
+        x = x.float() * (1 / arrays.input_scale)
+    x = x.to(dtype)
+    u = arrays.units
+    if u.is_grouped and not (u.is_plain and u.length == u.k):
+        x = spread(x, u)
+    row, best = chosen("linear_float", x.device, x.shape[0], w.shape[0], steps_of(u))
+    return core_float.launch(x, arrays, out, config or row, splits or best, bias, activation)
