@@ -46,9 +46,8 @@ def float_arrays(w, device, dtype):
     def make():
         made = Arrays(float_layout(w), device)
         made.table = None if made.table is None else made.table.to(dtype)
-        if made.zero is not None:  # a nibble's, with the bits that its float is made of: nibbles.nibble_floats
-            bias = BIAS[dtype] if made.units.nibbles and not made.square else 0
-            made.zero = (made.zero + bias).to(dtype)
+        if made.zero is not None:  # what is added, to the bits that a nibble's float is made of: nibbles.nibble_floats
+            made.zero = -(made.zero + (BIAS[dtype] if made.units.planes > 1 else 0)).to(dtype)
         return made
 
     return kept(w, f"_triton_float_{dtype}", device, make)

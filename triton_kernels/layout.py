@@ -3,14 +3,18 @@
 A row of the weight is cut into groups (one, the whole row, where there is one scale), and each group is padded to whole
 **units** of U codes, a unit being what one step of a kernel's loop multiplies.
 
-    bits 5 to 8    a byte per code. U is 128 (a row), or the largest of 128, 64, 32 that divides the group, else 32.
-    bits 1 to 4    a nibble per code. Byte j of a unit holds code j in its low and code j + H in its high nibble,
-                   H = U / 2: both halves are contiguous runs of K, so a tile of bytes becomes two tiles of codes by a
-                   mask and a shift, and no lane exchanges anything. U is 128, or 64 for groups of up to 64.
-    groups <= 32   "pairs": the halves are two groups, each padded to H = 32 (float core, groups of 16: H = 16), so U = 2H;
-                   a row of an odd number of groups ends with an empty one.
+    bits 5 to 8    a byte per code. U is 128 (a row), or the largest of 128, 64, 32, 16 that divides the group.
+    bits 1 to 4    P codes in a word: bytes (P = 2) for the integer core, 16-bit words (P = 4) for the float core, words as
+                   wide as what they are decoded to. Word j of a unit holds code j of each of the P **planes** of
+                   Q = U / P codes, plane p in bits 4 p ... 4 p + 3: planes are contiguous runs of K, so a tile of words
+                   becomes P tiles of operands by a mask and a shift, and no lane exchanges anything.
 
-    bits = 4, U = 64, codes c0 ... c63  ->  bytes  c0 | c32 << 4,  c1 | c33 << 4,  ...  c31 | c63 << 4
+    group      > 64     <= 64    <= 32    <= 16
+    P = 2      U = 128  U = 128  U = 64   as 32      groups in a unit: 1, 2, 2
+    P = 4      U = 128  U = 128  U = 128  U = 64     groups in a unit: 1, 2, 4, 4
+
+    P = 2, U = 64, codes c0 ... c63    ->   bytes  c0 | c32 << 4,  c1 | c33 << 4,  ...  c31 | c63 << 4
+    P = 4, U = 64, codes c0 ... c63    ->   words  c0 | c16 << 4 | c32 << 8 | c48 << 12,  ...
 
 Nibbles are code + 2**(bits - 1), or table indices as they are. Bytes are int8 codes for the integer core (zero points of
 fewer than 8 bits subtracted), code + 128 or table indices for the float core. Scales, zero points and offsets are
@@ -30,11 +34,11 @@ class Units:
 
     k: int
     size: int
-    groups: int  # as stored: even where two make a unit
+    groups: int  # as stored: a multiple of together
     padded: int
     unit: int
-    pairs: bool
-    nibbles: bool
+    planes: int = 1  # codes in a word
+    together: int = 1  # groups in a unit
 
     @property
     def is_grouped(self):
@@ -50,30 +54,38 @@ class Units:
         return self.groups * self.padded
 
     @property
+    def words(self):
+        """Words of a unit."""
+        return self.unit // self.planes
+
+    @property
+    def per_group(self):
+        """Units of a group; 1 where a unit holds several, or all units are one group's."""
+        return max(1, self.padded // self.unit) if self.is_grouped else 1
+
+    @property
+    def steps(self):
+        """What K may be split into: units of the one group, else groups, or units of several groups."""
+        return self.units // self.per_group
+
+    @property
     def is_plain(self):
         """Whether code k of a padded row is code k of the row, up to padding at its end."""
         return not self.is_grouped or self.size == self.padded
 
 
-def steps_of(u):
-    """What is split: pairs of groups, groups, or units of the one group."""
-    return (u.groups // 2 if u.pairs else u.groups) if u.is_grouped else u.units
-
-
-def cut_units(k, group_size, nibbles, least=32):
+def cut_units(k, group_size, planes, least=32):
     """Units of rows of K codes; ``least`` is the smallest K of a tensor core's product."""
     if group_size is None or group_size >= k:
-        padded = -(-max(k, 1) // 128) * 128
-        return Units(k, max(k, 1), 1, padded, 128, False, nibbles)
+        return Units(k, max(k, 1), 1, -(-max(k, 1) // 128) * 128, 128, planes)
     groups = -(-k // group_size)
-    if not nibbles:
+    if planes == 1:
         unit = next((u for u in (128, 64, 32, 16) if u >= least and group_size % u == 0), least)
-        return Units(k, group_size, groups, -(-group_size // unit) * unit, unit, False, False)
-    if group_size <= 32:
-        half = 16 if least == 16 and group_size == 16 else 32
-        return Units(k, group_size, groups + groups % 2, half, 2 * half, True, True)
-    unit = 64 if group_size <= 64 else 128
-    return Units(k, group_size, groups, -(-group_size // unit) * unit, unit, False, True)
+        return Units(k, group_size, groups, -(-group_size // unit) * unit, unit)
+    padded = next((p for p in (least, 32, 64) if group_size <= p), -(-group_size // 128) * 128)
+    unit = min(128, planes * padded)
+    together = max(1, unit // padded)
+    return Units(k, group_size, -(-groups // together) * together, padded, unit, planes, together)
 
 
 def spread(a, u):
@@ -87,12 +99,16 @@ def spread(a, u):
 
 
 def pack(a, u):
-    """Unsigned codes or int8 bytes (N, K) to the bytes of a kernel, (N, length) or (N, length / 2)."""
+    """Unsigned codes or int8 bytes (N, K) to the words of a kernel, (N, length / planes)."""
     rows = spread(a, u)
-    if not u.nibbles:
+    if u.planes == 1:
         return np.ascontiguousarray(rows)
-    halves = rows.reshape(a.shape[0], u.units, 2, u.unit // 2)
-    return np.ascontiguousarray((halves[:, :, 0] | halves[:, :, 1] << 4).reshape(a.shape[0], -1))
+    planes = rows.reshape(a.shape[0], u.units, u.planes, u.words)
+    words = np.zeros((a.shape[0], u.units, u.words), np.uint8 if u.planes == 2 else np.uint16)
+    for p in range(u.planes):
+        words |= planes[:, :, p].astype(words.dtype) << 4 * p
+    words = words.reshape(a.shape[0], -1)
+    return words if u.planes == 2 else words.view(np.int16)
 
 
 def per_group(a, n, u, fill=0):
@@ -107,7 +123,7 @@ def per_group(a, n, u, fill=0):
 class IntLayout:
     """A weight for the integer core; NumPy arrays.
 
-    codes    uint8 or int8 (N, bytes)
+    codes    uint8 or int8 (N, words)
     scale    float32 (groups, N)
     zero     uint8 (groups, N): 128 - what is subtracted from a nibble, or None
     table    int8 (16,): what a nibble stands for, or None. ``square``: sign(q) * q * q, q = nibble - 8
@@ -141,7 +157,7 @@ def int_layout(w):
     zp, table, square, zero, w_zero = q.zero_point, None, False, None, None
     values = q.codes()
     if isinstance(q, TableOperand):
-        u = cut_units(k, group_size, True)
+        u = cut_units(k, group_size, 2)
         half = 2 ** (q.bits - 1)
         index = q.index ^ np.uint8(half)  # two's complement codes ascend so
         square = q.bits == 4 and np.array_equal(q.table[np.arange(16) ^ 8], squares(4))
@@ -151,8 +167,8 @@ def int_layout(w):
         stored = index
     else:
         bits = _width(q, values)
-        u = cut_units(k, group_size, bits <= 4)
-        if u.nibbles:
+        u = cut_units(k, group_size, 2 if bits <= 4 else 1)
+        if u.planes > 1:
             half = 2 ** (bits - 1)
             stored = (values + np.int8(half)).view(np.uint8)
             zero = np.full((1, 1), half, np.int16) if zp is None else zp + np.int16(half)
@@ -160,7 +176,7 @@ def int_layout(w):
             stored = values = (values - _per_code(zp, q)).astype(np.int8)
         else:
             stored, w_zero = values, None if zp is None else np.broadcast_to(zp, (n, 1)).astype(np.int32)
-        if u.nibbles and zp is not None:
+        if u.planes > 1 and zp is not None:
             values = (values - _per_code(zp, q)).astype(np.int8)
     sums = spread(values, u).reshape(n, u.groups, u.padded).sum(axis=2, dtype=np.int32)
     return IntLayout(
@@ -193,7 +209,7 @@ def _per_code(a, q):
 class FloatLayout:
     """A weight for the float core; NumPy arrays.
 
-    codes         uint8 (N, bytes)
+    codes         uint8 or int16 (N, words)
     scale         float32, or float16 where that holds every one exactly, (groups, N)
     offset        float32 (groups, N) times the group's sum of activations, or None
     zero          float32 (groups, N): what is subtracted from a code, or None
@@ -218,7 +234,7 @@ def float_layout(w):
     q = w.lookup()
     n, k = q.index.shape
     nibbles = q.bits <= 4
-    u = cut_units(k, q.group_size if q.is_grouped else None, nibbles, least=16)
+    u = cut_units(k, q.group_size if q.is_grouped else None, 4 if nibbles else 1, least=16)
     width, offset, zero, table = 16 if nibbles else 256, q.offset, None, None
     half = 2 ** (q.bits - 1)
     ascending = q.table[0][np.arange(2**q.bits) ^ half]
@@ -235,8 +251,8 @@ def float_layout(w):
         index, table = q.index, np.zeros((q.table.shape[0], width), np.float32)
         table[:, : q.table.shape[1]] = q.table
         if table.shape[0] > n and u.groups > q.groups:
-            table = np.concatenate([table.reshape(n, q.groups, width), np.zeros((n, 1, width), np.float32)], 1)
-            table = table.reshape(-1, width)
+            more = np.zeros((n, u.groups - q.groups, width), np.float32)
+            table = np.concatenate([table.reshape(n, q.groups, width), more], 1).reshape(-1, width)
     scale = per_group(q.scale.astype(np.float32), n, u)
     with np.errstate(over="ignore"):
         half_scale = scale.astype(np.float16)

@@ -15,24 +15,23 @@ import triton
 import triton.language as tl
 
 from .common import activate, tile_of
-from .layout import steps_of
 from .nibbles import nibble, nibble_floats
 
 
 @triton.jit
-def values(b, table, z, HIGH: tl.constexpr, NIBBLES: tl.constexpr, DECODER: tl.constexpr, DTYPE: tl.constexpr):
-    """Operands of bytes: the high or low nibbles, or whole bytes; z as nibble_floats has it, or the zero point."""
+def values(b, table, z, PLANE: tl.constexpr, PLANES: tl.constexpr, DECODER: tl.constexpr, DTYPE: tl.constexpr):
+    """Operands of words: the nibbles of a plane, or bytes (PLANES 1); z is what nibble_floats or a byte has added."""
     if DECODER == "table":
-        at = nibble(b, HIGH) if NIBBLES else b
+        at = b if PLANES == 1 else nibble(b, PLANE)
         w = tl.load(table + at.to(tl.int32))
     elif DECODER == "square":
-        q = nibble(b, HIGH).to(tl.float32) - 8.0
+        q = nibble(b, PLANE).to(tl.float32) - 8.0
         w = (q * tl.abs(q)).to(DTYPE)
-    elif NIBBLES:
-        w = nibble_floats(b, z, HIGH, DTYPE)
+    elif PLANES > 1:
+        w = nibble_floats(b, z, PLANE, DTYPE)
     else:  # 2**23 + code has the code for its last bits
         f = (b.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
-        w = (f - z.to(tl.float32)).to(DTYPE)
+        w = (f + z.to(tl.float32)).to(DTYPE)
     return w
 
 
@@ -49,92 +48,78 @@ def finish(y, n, m, M, N, out, bias, HAS_BIAS: tl.constexpr, ACTIVATION: tl.cons
 @triton.jit
 def linear_kernel(
     x, pitch, w, scale, offset, zeros, table, bias, out, parts, M, N, K, UNITS, PER_SPLIT, TABLE_N, TABLE_G,
-    U: tl.constexpr, UPG: tl.constexpr, GROUPED: tl.constexpr, PAIRS: tl.constexpr, NIBBLES: tl.constexpr,
+    U: tl.constexpr, UPG: tl.constexpr, GROUPED: tl.constexpr, TOGETHER: tl.constexpr, PLANES: tl.constexpr,
     DECODER: tl.constexpr, HAS_OFFSET: tl.constexpr, EVEN_K: tl.constexpr, SPLIT: tl.constexpr, BN: tl.constexpr,
-    BM: tl.constexpr, TOGETHER: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
+    BM: tl.constexpr, TILES: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """Programs: (tiles, splits). x (M, UNITS * U), or (M, K) if not EVEN_K, of the dtype of the products. Ungrouped
-    weights are one group of all units; a split is PER_SPLIT units of it, else groups (pairs of groups if PAIRS)."""
+    """Programs: (tiles, splits). x (M, UNITS * U), or (M, K) if not EVEN_K, of the dtype of the products. A split is
+    PER_SPLIT groups, or units where TOGETHER groups are one unit, or the row is one group; UPG units make a group."""
     DTYPE: tl.constexpr = x.dtype.element_ty
-    tn, tm = tile_of(tl.program_id(0), tl.cdiv(N, BN), tl.cdiv(M, BM), TOGETHER)
+    tn, tm = tile_of(tl.program_id(0), tl.cdiv(N, BN), tl.cdiv(M, BM), TILES)
     split = tl.program_id(1)
     n, m = tn * BN + tl.arange(0, BN), tm * BM + tl.arange(0, BM)
     nn, mr = n % N, (m % M).to(tl.int64)  # what is past the edge is read again and never stored
-    BYTES: tl.constexpr = U // 2 if NIBBLES else U
-    PER_STEP: tl.constexpr = 2 if PAIRS else 1
-    j = tl.arange(0, BYTES)
-    w_at = w + nn.to(tl.int64)[:, None] * (UNITS * BYTES) + j[None, :]
+    Q: tl.constexpr = U // PLANES
+    j = tl.arange(0, Q)
+    w_at = w + nn.to(tl.int64)[:, None] * (UNITS * Q) + j[None, :]
     x_at = x + mr[None, :] * pitch + j[:, None]
     table_at = table + nn[:, None] * TABLE_N
     z = tl.zeros((BN,), DTYPE)
     y = tl.zeros((BN, BM), tl.float32)
     first = split * PER_SPLIT
     if GROUPED:
-        for g in range(first, tl.minimum(first + PER_SPLIT, UNITS // UPG)):
-            low, high = tl.zeros((BN, BM), tl.float32), tl.zeros((BN, BM), tl.float32)
-            low_sum, high_sum = tl.zeros((BM,), tl.float32), tl.zeros((BM,), tl.float32)
-            z2 = z
-            if DECODER == "offset":
-                z = tl.load(zeros + g * PER_STEP * N + nn)
-                z2 = tl.load(zeros + (g * 2 + 1) * N + nn) if PAIRS else z
-            t_low = table_at + g * PER_STEP * TABLE_G
-            t_high = t_low + TABLE_G if PAIRS else t_low
-            for i in tl.range(0, UPG, loop_unroll_factor=UPG if UPG <= 4 else 1):
-                u = g * UPG + i
-                b = tl.load(w_at + u * BYTES)
-                x_low = tl.load(x_at + u * U)
-                w_low = values(b, t_low, z[:, None], False, NIBBLES, DECODER, DTYPE)
-                low = tl.dot(w_low, x_low, low, input_precision="ieee")
+        for step in range(first, tl.minimum(first + PER_SPLIT, UNITS // UPG)):
+            if TOGETHER == 1:
+                if DECODER == "offset":
+                    z = tl.load(zeros + step * N + nn)
+                part, sums = tl.zeros((BN, BM), tl.float32), tl.zeros((BM,), tl.float32)
+                for i in tl.range(0, UPG, loop_unroll_factor=UPG if UPG <= 4 else 1):
+                    u = step * UPG + i
+                    b = tl.load(w_at + u * Q)
+                    for p in tl.static_range(PLANES):
+                        xp = tl.load(x_at + (u * U + p * Q))
+                        wp = values(b, table_at + step * TABLE_G, z[:, None], p, PLANES, DECODER, DTYPE)
+                        part = tl.dot(wp, xp, part, input_precision="ieee")
+                        if HAS_OFFSET:
+                            sums += tl.sum(xp.to(tl.float32), axis=0)
+                y = tl.fma(part, tl.load(scale + step * N + nn).to(tl.float32)[:, None], y)
                 if HAS_OFFSET:
-                    low_sum += tl.sum(x_low.to(tl.float32), axis=0)
-                if NIBBLES:
-                    x_high = tl.load(x_at + (u * U + BYTES))
-                    w_high = values(b, t_high, z2[:, None], True, NIBBLES, DECODER, DTYPE)
-                    if PAIRS:
-                        high = tl.dot(w_high, x_high, high, input_precision="ieee")
-                    else:
-                        low = tl.dot(w_high, x_high, low, input_precision="ieee")
+                    y = tl.fma(tl.load(offset + step * N + nn)[:, None], sums[None, :], y)
+            else:
+                b = tl.load(w_at + step * Q)
+                for t in tl.static_range(TOGETHER):
+                    g = step * TOGETHER + t
+                    if DECODER == "offset":
+                        z = tl.load(zeros + g * N + nn)
+                    part, sums = tl.zeros((BN, BM), tl.float32), tl.zeros((BM,), tl.float32)
+                    for p in tl.static_range(t * PLANES // TOGETHER, (t + 1) * PLANES // TOGETHER):
+                        xp = tl.load(x_at + (step * U + p * Q))
+                        wp = values(b, table_at + g * TABLE_G, z[:, None], p, PLANES, DECODER, DTYPE)
+                        part = tl.dot(wp, xp, part, input_precision="ieee")
+                        if HAS_OFFSET:
+                            sums += tl.sum(xp.to(tl.float32), axis=0)
+                    y = tl.fma(part, tl.load(scale + g * N + nn).to(tl.float32)[:, None], y)
                     if HAS_OFFSET:
-                        if PAIRS:
-                            high_sum += tl.sum(x_high.to(tl.float32), axis=0)
-                        else:
-                            low_sum += tl.sum(x_high.to(tl.float32), axis=0)
-            for p in tl.static_range(PER_STEP):
-                row = (g * PER_STEP + p) * N + nn
-                part = low if p == 0 else high
-                y = tl.fma(part, tl.load(scale + row).to(tl.float32)[:, None], y)
-                if HAS_OFFSET:
-                    xs = low_sum if p == 0 else high_sum
-                    y = tl.fma(tl.load(offset + row)[:, None], xs[None, :], y)
+                        y = tl.fma(tl.load(offset + g * N + nn)[:, None], sums[None, :], y)
     else:
-        sums = tl.zeros((BM,), tl.float32)
+        total = tl.zeros((BM,), tl.float32)
         if DECODER == "offset":
             z = tl.load(zeros + nn)
         for u in range(first, tl.minimum(first + PER_SPLIT, UNITS)):
-            b = tl.load(w_at + u * BYTES)
-            k = u * U + j[:, None]
-            x_low = tl.load(x_at + u * U) if EVEN_K else tl.load(x_at + u * U, mask=k < K, other=0.0)
-            y = tl.dot(
-                values(b, table_at, z[:, None], False, NIBBLES, DECODER, DTYPE), x_low, y, input_precision="ieee"
-            )
-            if HAS_OFFSET:
-                sums += tl.sum(x_low.to(tl.float32), axis=0)
-            if NIBBLES:
-                x_high = (
-                    tl.load(x_at + (u * U + BYTES)) if EVEN_K
-                    else tl.load(x_at + (u * U + BYTES), mask=k + BYTES < K, other=0.0)
-                )  # fmt: skip
-                y = tl.dot(
-                    values(b, table_at, z[:, None], True, NIBBLES, DECODER, DTYPE), x_high, y, input_precision="ieee"
-                )
+            b = tl.load(w_at + u * Q)
+            for p in tl.static_range(PLANES):
+                at = u * U + p * Q
+                xp = tl.load(x_at + at) if EVEN_K else tl.load(x_at + at, mask=at + j[:, None] < K, other=0.0)
+                wp = values(b, table_at, z[:, None], p, PLANES, DECODER, DTYPE)
+                y = tl.dot(wp, xp, y, input_precision="ieee")
                 if HAS_OFFSET:
-                    sums += tl.sum(x_high.to(tl.float32), axis=0)
+                    total += tl.sum(xp.to(tl.float32), axis=0)
         y = y * tl.load(scale + nn).to(tl.float32)[:, None]
         if HAS_OFFSET:
-            y = tl.fma(tl.load(offset + nn)[:, None], sums[None, :], y)
+            y = tl.fma(tl.load(offset + nn)[:, None], total[None, :], y)
     if SPLIT:
-        at = parts + (split.to(tl.int64) * M + m[None, :]) * N + n[:, None]
-        tl.store(at, y, mask=(n < N)[:, None] & (m < M)[None, :])
+        place = parts + (split.to(tl.int64) * M + m[None, :]) * N + n[:, None]
+        tl.store(place, y, mask=(n < N)[:, None] & (m < M)[None, :])
     else:
         finish(y, n, m, M, N, out, bias, HAS_BIAS, ACTIVATION)
 
@@ -163,7 +148,7 @@ def arguments(x, w, out, config, bias=None, activation=None, splits=1):
     """
     u = w.units
     tables = 0 if w.table is None else w.table.shape[0]
-    width = 16 if u.nibbles else 256
+    width = 256 if u.planes == 1 else 16
     by_group = u.is_grouped and tables > w.shape[0]
     return {
         "x": x,
@@ -179,21 +164,21 @@ def arguments(x, w, out, config, bias=None, activation=None, splits=1):
         "N": w.shape[0],
         "K": w.shape[1],
         "UNITS": u.units,
-        "PER_SPLIT": -(-steps_of(u) // splits),
+        "PER_SPLIT": -(-u.steps // splits),
         "TABLE_N": 0 if tables <= 1 else width * (u.groups if by_group else 1),
         "TABLE_G": width if by_group else 0,
         "U": u.unit,
-        "UPG": 1 if u.pairs or not u.is_grouped else u.padded // u.unit,
+        "UPG": u.per_group,
         "GROUPED": u.is_grouped,
-        "PAIRS": u.pairs,
-        "NIBBLES": u.nibbles,
+        "TOGETHER": u.together,
+        "PLANES": u.planes,
         "DECODER": "table" if w.table is not None else "square" if w.square else "offset",
         "HAS_OFFSET": w.offset is not None,
         "EVEN_K": x.shape[1] == u.length,
         "SPLIT": splits > 1,
         "BN": config["BN"],
         "BM": config["BM"],
-        "TOGETHER": config["TOGETHER"],
+        "TILES": config["tiles"],
         "HAS_BIAS": bias is not None,
         "ACTIVATION": activation or "none",
     }
@@ -205,7 +190,7 @@ def launch(x, w, out, config, splits, bias=None, activation=None):
     if not m or not n:
         return out
     args = arguments(x, w, out, config, bias, activation, splits)
-    splits = -(-steps_of(w.units) // args["PER_SPLIT"])
+    splits = -(-w.units.steps // args["PER_SPLIT"])
     parts = torch.empty((splits, m, n), dtype=torch.float32, device=x.device) if args["SPLIT"] else out
     tiles = triton.cdiv(n, config["BN"]) * triton.cdiv(m, config["BM"])
     linear_kernel[(tiles, splits)](parts=parts, **args, num_warps=config["warps"], num_stages=config["stages"])

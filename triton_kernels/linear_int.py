@@ -17,17 +17,18 @@ import triton
 import triton.language as tl
 
 from .common import activate, fixed_point, tile_of
-from .layout import steps_of
 from .nibbles import nibble, nibble_codes
 
 
 @triton.jit
-def decode(b, table, s, HIGH: tl.constexpr, DECODER: tl.constexpr):
-    """Nibbles of bytes, the high or the low ones, as int8 operands: nibble + s - 128 with "offset", s uint8."""
+def decode(b, table, s, PLANE: tl.constexpr, DECODER: tl.constexpr):
+    """Nibbles of a plane, or bytes ("bytes"), as int8 operands: nibble + s - 128 with "offset", s uint8."""
     if DECODER == "offset":
-        w = nibble_codes(b, s, HIGH)
+        w = nibble_codes(b, s, PLANE)
+    elif DECODER == "bytes":
+        w = b
     else:
-        u = nibble(b, HIGH)
+        u = nibble(b, PLANE)
         if DECODER == "table":
             w = tl.load(table + u.to(tl.int32))
         else:
@@ -77,44 +78,36 @@ def finish(
 def linear_kernel(
     x, pitch, w, w_scale, w_zero, w_sums, zeros, table, x_scale, x_sums, x_zero, bias, rm, rshift, rscale, zero, lo, hi,
     out, parts, M, N, K, UNITS, PER_SPLIT,
-    U: tl.constexpr, UPG: tl.constexpr, GROUPED: tl.constexpr, PAIRS: tl.constexpr, NIBBLES: tl.constexpr,
+    U: tl.constexpr, UPG: tl.constexpr, GROUPED: tl.constexpr, TOGETHER: tl.constexpr, PLANES: tl.constexpr,
     DECODER: tl.constexpr, EVEN_K: tl.constexpr, SPLIT: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr,
-    TOGETHER: tl.constexpr, EPILOGUE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_X_ZERO: tl.constexpr,
+    TILES: tl.constexpr, EPILOGUE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_X_ZERO: tl.constexpr,
     HAS_W_ZERO: tl.constexpr, PER_CHANNEL: tl.constexpr, ROUNDING: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """Programs: (tiles, splits). x int8 (M, UNITS * U) with a pitch, or (M, K) if not EVEN_K. A split is PER_SPLIT units,
-    or groups if GROUPED (pairs of groups if PAIRS); UPG units make a group."""
-    tn, tm = tile_of(tl.program_id(0), tl.cdiv(N, BN), tl.cdiv(M, BM), TOGETHER)
+    """Programs: (tiles, splits). x int8 (M, UNITS * U) with a pitch, or (M, K) if not EVEN_K. A split is PER_SPLIT groups,
+    or units where TOGETHER groups are one unit, or the row is one group; UPG units make a group."""
+    tn, tm = tile_of(tl.program_id(0), tl.cdiv(N, BN), tl.cdiv(M, BM), TILES)
     split = tl.program_id(1)
     n, m = tn * BN + tl.arange(0, BN), tm * BM + tl.arange(0, BM)
-    nr, mr = (n % N).to(tl.int64), (m % M).to(tl.int64)  # what is past the edge is read again and never stored
-    BYTES: tl.constexpr = U // 2 if NIBBLES else U
-    HALF: tl.constexpr = BYTES
-    j = tl.arange(0, BYTES)
-    w_at = w + nr[:, None] * (UNITS * BYTES) + j[None, :]
+    nn, mr = n % N, (m % M).to(tl.int64)  # what is past the edge is read again and never stored
+    Q: tl.constexpr = U // PLANES
+    j = tl.arange(0, Q)
+    w_at = w + nn.to(tl.int64)[:, None] * (UNITS * Q) + j[None, :]
     x_at = x + mr[None, :] * pitch + j[:, None]
+    s = tl.zeros((BN,), tl.uint8)
     first = split * PER_SPLIT
     if not GROUPED:
         acc = tl.zeros((BN, BM), tl.int32)
-        z = tl.zeros((BN,), tl.uint8)
         if DECODER == "offset":
-            z = tl.load(zeros + n % N)
+            s = tl.load(zeros + nn)
         for u in range(first, tl.minimum(first + PER_SPLIT, UNITS)):
-            b = tl.load(w_at + u * BYTES)
-            k = u * U + j[:, None]
-            x_low = tl.load(x_at + u * U) if EVEN_K else tl.load(x_at + u * U, mask=k < K, other=0)
-            if NIBBLES:
-                x_high = (
-                    tl.load(x_at + (u * U + HALF)) if EVEN_K
-                    else tl.load(x_at + (u * U + HALF), mask=k + HALF < K, other=0)
-                )  # fmt: skip
-                acc = tl.dot(decode(b, table, z[:, None], False, DECODER), x_low, acc, out_dtype=tl.int32)
-                acc = tl.dot(decode(b, table, z[:, None], True, DECODER), x_high, acc, out_dtype=tl.int32)
-            else:
-                acc = tl.dot(b, x_low, acc, out_dtype=tl.int32)
+            b = tl.load(w_at + u * Q)
+            for p in tl.static_range(PLANES):
+                at = u * U + p * Q
+                xp = tl.load(x_at + at) if EVEN_K else tl.load(x_at + at, mask=at + j[:, None] < K, other=0)
+                acc = tl.dot(decode(b, table, s[:, None], p, DECODER), xp, acc, out_dtype=tl.int32)
         if SPLIT:
-            at = parts + (split.to(tl.int64) * M + m[None, :]) * N + n[:, None]
-            tl.store(at, acc, mask=(n < N)[:, None] & (m < M)[None, :])
+            place = parts + (split.to(tl.int64) * M + m[None, :]) * N + n[:, None]
+            tl.store(place, acc, mask=(n < N)[:, None] & (m < M)[None, :])
         else:
             finish(
                 acc, n, m, M, N, K, out, w_scale, w_zero, w_sums, x_scale, x_sums, x_zero, bias, rm, rshift, rscale,
@@ -122,44 +115,49 @@ def linear_kernel(
             )  # fmt: skip
     else:
         y = tl.zeros((BN, BM), tl.float32)
-        PER_STEP: tl.constexpr = 2 if PAIRS else 1
-        steps = UNITS // UPG
-        for g in range(first, tl.minimum(first + PER_SPLIT, steps)):
-            acc = tl.zeros((BN, BM), tl.int32)
-            other = tl.zeros((BN, BM), tl.int32)
-            z = tl.zeros((BN,), tl.uint8)
-            z2 = z
-            if DECODER == "offset":
-                z = tl.load(zeros + g * PER_STEP * N + n % N)
-                z2 = tl.load(zeros + (g * 2 + 1) * N + n % N) if PAIRS else z
-            for i in tl.range(0, UPG, loop_unroll_factor=UPG if UPG <= 4 else 1):
-                u = g * UPG + i
-                b = tl.load(w_at + u * BYTES)
-                x_low = tl.load(x_at + u * U)
-                if NIBBLES:
-                    x_high = tl.load(x_at + (u * U + HALF))
-                    acc = tl.dot(decode(b, table, z[:, None], False, DECODER), x_low, acc, out_dtype=tl.int32)
-                    if PAIRS:
-                        other = tl.dot(decode(b, table, z2[:, None], True, DECODER), x_high, other, out_dtype=tl.int32)
-                    else:
-                        acc = tl.dot(decode(b, table, z[:, None], True, DECODER), x_high, acc, out_dtype=tl.int32)
-                else:
-                    acc = tl.dot(b, x_low, acc, out_dtype=tl.int32)
-            for p in tl.static_range(PER_STEP):
-                gp = g * PER_STEP + p
-                part = acc if p == 0 else other
-                if HAS_X_ZERO:
-                    part -= x_zero * tl.load(w_sums + gp * N + n % N)[:, None]
-                if SPLIT:
-                    at = parts + ((gp * M).to(tl.int64) + m[None, :]) * N + n[:, None]
-                    tl.store(at, part, mask=(n < N)[:, None] & (m < M)[None, :])
-                else:
-                    y = tl.fma(part.to(tl.float32), tl.load(w_scale + gp * N + n % N)[:, None], y)
+        for step in range(first, tl.minimum(first + PER_SPLIT, UNITS // UPG)):
+            if TOGETHER == 1:
+                if DECODER == "offset":
+                    s = tl.load(zeros + step * N + nn)
+                acc = tl.zeros((BN, BM), tl.int32)
+                for i in tl.range(0, UPG, loop_unroll_factor=UPG if UPG <= 4 else 1):
+                    u = step * UPG + i
+                    b = tl.load(w_at + u * Q)
+                    for p in tl.static_range(PLANES):
+                        xp = tl.load(x_at + (u * U + p * Q))
+                        acc = tl.dot(decode(b, table, s[:, None], p, DECODER), xp, acc, out_dtype=tl.int32)
+                y = add_group(acc, y, step, n, m, M, N, w_scale, w_sums, x_zero, parts, HAS_X_ZERO, SPLIT)
+            else:
+                b = tl.load(w_at + step * Q)
+                for p in tl.static_range(PLANES):  # as many groups as planes
+                    g = step * TOGETHER + p
+                    if DECODER == "offset":
+                        s = tl.load(zeros + g * N + nn)
+                    xp = tl.load(x_at + (step * U + p * Q))
+                    acc = tl.zeros((BN, BM), tl.int32)
+                    acc = tl.dot(decode(b, table, s[:, None], p, DECODER), xp, acc, out_dtype=tl.int32)
+                    y = add_group(acc, y, g, n, m, M, N, w_scale, w_sums, x_zero, parts, HAS_X_ZERO, SPLIT)
         if not SPLIT:
             finish(
                 y, n, m, M, N, K, out, w_scale, w_zero, w_sums, x_scale, x_sums, x_zero, bias, rm, rshift, rscale,
                 zero, lo, hi, True, EPILOGUE, HAS_BIAS, HAS_X_ZERO, HAS_W_ZERO, PER_CHANNEL, ROUNDING, ACTIVATION,
             )  # fmt: skip
+
+
+@triton.jit
+def add_group(
+    acc, y, g, n, m, M, N, w_scale, w_sums, x_zero, parts, HAS_X_ZERO: tl.constexpr, SPLIT: tl.constexpr
+):
+    """y plus the scaled sum of group g; with SPLIT the sum is stored, for reduce_kernel to scale, and y is unchanged."""
+    nn = n % N
+    if HAS_X_ZERO:
+        acc -= x_zero * tl.load(w_sums + g * N + nn)[:, None]
+    if SPLIT:
+        place = parts + ((g * M).to(tl.int64) + m[None, :]) * N + n[:, None]
+        tl.store(place, acc, mask=(n < N)[:, None] & (m < M)[None, :])
+    else:
+        y = tl.fma(acc.to(tl.float32), tl.load(w_scale + g * N + nn)[:, None], y)
+    return y
 
 
 @triton.jit
@@ -200,6 +198,7 @@ def arguments(x, w, out, config, epilogue, x_scale=None, x_sums=None, x_zero=0, 
     u = w.units
     any_int, any_float = w.sums, w.scale
     split = splits > 1
+    decoder = "table" if w.table is not None else "square" if w.square else "offset" if u.planes > 1 else "bytes"
     return {
         "x": x,
         "pitch": x.stride(0) if x.shape[0] > 1 else x.shape[1],
@@ -224,18 +223,18 @@ def arguments(x, w, out, config, epilogue, x_scale=None, x_sums=None, x_zero=0, 
         "N": w.shape[0],
         "K": w.shape[1],
         "UNITS": u.units,
-        "PER_SPLIT": -(-steps_of(u) // splits),
+        "PER_SPLIT": -(-u.steps // splits),
         "U": u.unit,
-        "UPG": 1 if u.pairs or not u.is_grouped else u.padded // u.unit,
+        "UPG": u.per_group,
         "GROUPED": u.is_grouped,
-        "PAIRS": u.pairs,
-        "NIBBLES": u.nibbles,
-        "DECODER": "table" if w.table is not None else "square" if w.square else "offset" if u.nibbles else "none",
+        "TOGETHER": u.together,
+        "PLANES": u.planes,
+        "DECODER": decoder,
         "EVEN_K": x.shape[1] == u.length,
         "SPLIT": split,
         "BN": config["BN"],
         "BM": config["BM"],
-        "TOGETHER": config["TOGETHER"],
+        "TILES": config["tiles"],
         "EPILOGUE": epilogue,
         "HAS_BIAS": bias is not None,
         "HAS_X_ZERO": bool(x_zero),
@@ -253,7 +252,7 @@ def launch(x, w, out, config, splits, epilogue, **rest):
         return out
     args = arguments(x, w, out, config, epilogue, splits=splits, **rest)
     grouped, u = args["GROUPED"], w.units
-    splits = -(-steps_of(u) // args["PER_SPLIT"])
+    splits = -(-u.steps // args["PER_SPLIT"])
     count = u.groups if grouped else splits
     parts = torch.empty((count, m, n), dtype=torch.int32, device=x.device) if args["SPLIT"] else out
     tiles = triton.cdiv(n, config["BN"]) * triton.cdiv(m, config["BM"])

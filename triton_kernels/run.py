@@ -12,7 +12,6 @@ from . import is_interpreted, quantize, tuned
 from . import linear_float as core_float
 from . import linear_int as core_int
 from .device import float_arrays, int_arrays, requant_arrays
-from .layout import steps_of
 
 
 @functools.cache
@@ -33,7 +32,7 @@ def chosen(kernel, device, m, n, steps):
 
 
 def _product(x, w, out, epilogue, config, splits, **rest):
-    row, best = chosen("linear_int", x.device, x.shape[0], w.shape[0], steps_of(w.units))
+    row, best = chosen("linear_int", x.device, x.shape[0], w.shape[0], w.units.steps)
     row, best = config or row, splits or best
     return core_int.launch(x, w, out, row, best, epilogue, **rest)
 
@@ -128,5 +127,5 @@ def linear_float(x, w, bias, activation, compute_dtype, out, config=None, splits
     u = arrays.units
     if u.is_grouped and not (u.is_plain and u.length == u.k):
         x = spread(x, u)
-    row, best = chosen("linear_float", x.device, x.shape[0], w.shape[0], steps_of(u))
+    row, best = chosen("linear_float", x.device, x.shape[0], w.shape[0], u.steps)
     return core_float.launch(x, arrays, out, config or row, splits or best, bias, activation)

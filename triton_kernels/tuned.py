@@ -2,7 +2,7 @@
 
 A table is a JSON file named after a GPU ("NVIDIA_H100_80GB_HBM3.json") or a compute capability ("sm_90.json"):
 
-    {"source": "...", "linear_int": [{"most_m": 16, "BN": 64, "BM": 16, "TOGETHER": 8, "warps": 4, "stages": 5,
+    {"source": "...", "linear_int": [{"most_m": 16, "BN": 64, "BM": 16, "tiles": 8, "warps": 4, "stages": 5,
                                       "waves": 2, "most_splits": 16}, ...], "linear_float": [...]}
 
 The first row whose ``most_m`` is not below M is taken; the last has ``most_m`` null. Without a table of the GPU's name that of
@@ -19,8 +19,8 @@ import math
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent / "configs"
-KEYS = ("BN", "BM", "TOGETHER", "warps", "stages", "waves", "most_splits")
-INTERPRETED = {"BN": 32, "BM": 16, "TOGETHER": 2, "warps": 4, "stages": 1, "waves": 1, "most_splits": 2}
+KEYS = ("BN", "BM", "tiles", "warps", "stages", "waves", "most_splits")
+INTERPRETED = {"BN": 32, "BM": 16, "tiles": 2, "warps": 4, "stages": 1, "waves": 1, "most_splits": 2}
 
 
 def file_of(name):
