@@ -1,25 +1,43 @@
 """The Triton backend: from checked requests to the kernels in ``qkernels.triton_kernels``, for tensors on a CUDA device.
 
-Nothing here imports torch or Triton before a call: ``why_not`` is what the registry asks. With TRITON_INTERPRET=1 the
-kernels run on CPU tensors, slowly, where ``backend="triton"`` is named.
+Nothing here imports torch or Triton before a call. With TRITON_INTERPRET=1, set before Triton is imported, the kernels
+run in its interpreter on CPU tensors, slowly, where ``backend="triton"`` is named.
 """
 
-from . import triton_kernels
+import contextlib
+import importlib.util
+import os
+import sys
+
 from ._arrays import is_torch
-from .cpu import dtype_name
 from .formats.operand import why_no_integers
 
 
-def why_not(r):
-    """None, or why no kernel of this backend can take a request: the process, or where its tensors are."""
-    reason = triton_kernels.why_not()
+def is_interpreted():
+    """Whether Triton runs kernels in its interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+def unavailable():
+    """None, or why no Triton kernel can run in this process."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return "torch is not imported, and only its tensors lie on a GPU"
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed: pip install triton"
+    if not is_interpreted() and not torch.cuda.is_available():
+        return "torch sees no CUDA GPU, and TRITON_INTERPRET=1 is not set"
+    return None
+
+
+def refuses(r):
+    """None, or why no kernel of this backend takes a request: what the process lacks, or where x is."""
+    reason = unavailable()
     if reason is not None:
         return reason
     if not is_torch(r.x):
         return "x is a NumPy array; accepted: a torch tensor on a CUDA device"
-    if triton_kernels.is_interpreted():
-        return None if r.backend == "triton" else "TRITON_INTERPRET=1: it is slow, and runs where it is named"
-    if r.x.device.type != "cuda":
+    if r.x.device.type != "cuda" and not is_interpreted():
         return f"x is on {r.x.device}; accepted: a CUDA device"
     return None
 
@@ -33,115 +51,93 @@ def accepts_integers(r):
         return "input_quant has bits=1: there is no binary core in Triton"
     if quant.is_split:
         return f"power codes of {quant.bits} bits are multiplied as two bytes each; accepted: up to 4 bits"
-    return why_not(r) or why_no_integers(r.w)
+    return refuses(r) or why_no_integers(r.w)
 
 
 def accepts_floats(r):
     """``linear`` without an input_quant."""
     if r.options["input_quant"] is not None:
         return "input_quant is given: the float core takes float activations"
-    return why_not(r)
+    return refuses(r)
 
 
 def accepts_codes(r):
     """``matmul_int`` and ``linear_requant``."""
-    return why_not(r) or why_no_integers(r.w)
+    return refuses(r) or why_no_integers(r.w)
 
 
-def accepts_quant(r):
-    """``quantize_activations``."""
-    return why_not(r)
+def _current(x):
+    """A context in which the device of x is the current one, on which Triton launches."""
+    return sys.modules["torch"].cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
-def _empty(r, name):
-    import torch
-
-    return torch.empty((r.m, r.columns), dtype=getattr(torch, name), device=r.x.device)
-
-
-def _on(r, a, dtype=None):
-    """A vector of the caller's on the device of x."""
-    return None if a is None else a.detach().resolve_neg().to(device=r.x.device, dtype=dtype).contiguous()
-
-
-def _device(r):
-    """The device of x, made current: Triton launches on the current one."""
-    import contextlib
-
-    import torch
-
-    return torch.cuda.device(r.x.device) if r.x.is_cuda else contextlib.nullcontext()
+def _vector(r, dtype):
+    """The bias as a contiguous vector of a dtype, or None."""
+    if r.bias is None:
+        return None
+    torch = sys.modules["torch"]
+    v = r.bias if is_torch(r.bias) else torch.from_numpy(r.bias)
+    return v.detach().resolve_neg().to(r.x.device, getattr(torch, dtype)).contiguous()
 
 
 def linear(r):
     """Registry entry of ``linear`` with integer activations."""
-    import torch
-
     from .triton_kernels import run
 
-    bias = _on(r, r.bias, torch.float32)
-    with _device(r):
-        out = run.linear_int(r.x2, r.w, r.options["input_quant"], bias, r.options["activation"], _empty(r, r.out_name))
-    return r.shaped(out)
+    o = r.options
+    with _current(r.x):
+        bias, out = _vector(r, "float32"), r.empty(r.out_name)
+        return r.shaped(run.linear_int(r.x2, r.w, o["input_quant"], bias, o["activation"], out))
+
+
+def linear_float(r):
+    """Registry entry of ``linear`` with float activations."""
+    from .triton_kernels import run
+
+    o = r.options
+    with _current(r.x):
+        bias, out = _vector(r, "float32"), r.empty(r.out_name)
+        return r.shaped(run.linear_float(r.x2, r.w, bias, o["activation"], o["compute_dtype"], out))
 
 
 def matmul_int(r):
     """Registry entry of ``matmul_int``."""
     from .triton_kernels import run
 
-    with _device(r):
-        return r.shaped(run.matmul_int(r.x2, r.w, r.options["x_zero_point"], _empty(r, "int32")))
+    with _current(r.x):
+        return r.shaped(run.matmul_int(r.x2, r.w, r.options["x_zero_point"], r.empty(r.out_name)))
 
 
 def linear_requant(r):
     """Registry entry of ``linear_requant``."""
-    import torch
-
     from .triton_kernels import run
 
-    o, bias = r.options, _on(r, r.bias, torch.int32)
-    with _device(r):
-        out = run.linear_requant(
-            r.x2, r.w, o["x_zero_point"], bias, o["requant"], o["limits"], _empty(r, r.out_name)
-        )
-    return r.shaped(out)
+    o = r.options
+    with _current(r.x):
+        bias, out = _vector(r, "int32"), r.empty(r.out_name)
+        y = run.linear_requant(r.x2, r.w, o["x_zero_point"], bias, o["requant"], o["limits"], out)
+        return r.shaped(y)
 
 
 def requantize(r):
     """Registry entry of ``requantize``."""
-    from .triton_kernels import device, quantize
+    from .triton_kernels import run
 
-    o = r.options
-    with _device(r):
-        arrays = device.requant_arrays(o["requant"], r.x.device)
-        return r.shaped(quantize.requantize(r.x2, arrays, o["limits"], _empty(r, r.out_name)))
+    with _current(r.x):
+        y = run.requantize(r.x2, r.options["requant"], r.options["limits"], r.empty(r.out_name))
+        return r.shaped(y)
 
 
 def quantize_activations(r):
-    """Registry entry of ``quantize_activations``: codes of numbers that are not finite are 0, their scales NaN."""
+    """Registry entry of ``quantize_activations``: numbers that are not finite get the code 0 and the scale NaN."""
     from .triton_kernels import run
 
     quant = r.options["input_quant"]
-    with _device(r):
+    with _current(r.x):
         codes, scale = run.quantize_activations(r.x2, quant)
     codes = codes.reshape(r.x.shape)
     if quant.granularity == "token":
         return codes, scale.reshape(*r.batch, 1)
-    return codes, scale.reshape((1,) * len(r.batch) + (-1,))
-
-
-def linear_float(r):
-    """Registry entry of ``linear`` with float activations."""
-    import torch
-
-    from .triton_kernels import run
-
-    o, bias = r.options, _on(r, r.bias, torch.float32)
-    with _device(r):
-        out = run.linear_float(r.x2, r.w, bias, o["activation"], o["compute_dtype"], _empty(r, r.out_name))
-    return r.shaped(out)
-
-
-def name_of(r):
-    """The dtype of x, as a word."""
-    return dtype_name(r.x)
+    if quant.granularity == "tensor":
+        return codes, scale.reshape((1,) * r.x.ndim)
+    return codes, scale.reshape(1, -1)

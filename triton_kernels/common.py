@@ -7,7 +7,7 @@ Every float32 operation rounds once (the kernels are compiled without contractio
 import triton
 import triton.language as tl
 
-from . import is_interpreted
+from qkernels.triton_backend import is_interpreted
 
 if is_interpreted():
     from . import interpreter  # noqa: F401  (corrects what Triton's interpreter computes otherwise than a GPU)

@@ -9,7 +9,7 @@ instruction, against it.
 import triton
 import triton.language as tl
 
-from . import is_interpreted
+from qkernels.triton_backend import is_interpreted
 
 ASM = tl.constexpr(not is_interpreted())
 

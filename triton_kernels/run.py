@@ -8,7 +8,9 @@ import functools
 import numpy as np
 import torch
 
-from . import is_interpreted, quantize, tuned
+from qkernels.triton_backend import is_interpreted
+
+from . import quantize, tuned
 from . import linear_float as core_float
 from . import linear_int as core_int
 from .device import float_arrays, int_arrays, requant_arrays
@@ -74,6 +76,11 @@ def linear_requant(x, w, x_zero_point, bias, requant, limits, out, config=None, 
     codes, zeros = _codes(x, arrays, x_zero_point)
     rest = {"bias": bias, "requant": requant_arrays(requant, x.device), "limits": limits}
     return _product(codes, arrays, out, "requant", config, splits, **zeros, **rest)
+
+
+def requantize(acc, requant, limits, out):
+    """``qkernels.reference.requantize``, exact."""
+    return quantize.requantize(acc, requant_arrays(requant, acc.device), limits, out)
 
 
 def quantize_activations(x, quant):
