@@ -34,7 +34,7 @@ def chosen(kernel, device, m, n, steps):
 
 
 def _product(x, w, out, epilogue, config, splits, **rest):
-    row, best = chosen("linear_int", x.device, x.shape[0], w.shape[0], w.units.steps)
+    row, best = chosen(tuned.name_of("int", w.units), x.device, x.shape[0], w.shape[0], w.units.steps)
     row, best = config or row, splits or best
     return core_int.launch(x, w, out, row, best, epilogue, **rest)
 
@@ -134,5 +134,6 @@ def linear_float(x, w, bias, activation, compute_dtype, out, config=None, splits
     u = arrays.units
     if u.is_grouped and not (u.is_plain and u.length == u.k):
         x = spread(x, u)
-    row, best = chosen("linear_float", x.device, x.shape[0], w.shape[0], u.steps)
+    name = tuned.name_of("float", u, str(dtype).removeprefix("torch."))
+    row, best = chosen(name, x.device, x.shape[0], w.shape[0], u.steps)
     return core_float.launch(x, arrays, out, config or row, splits or best, bias, activation)

@@ -3,9 +3,10 @@
 A table is a JSON file named after a GPU ("NVIDIA_H100_80GB_HBM3.json") or a compute capability ("sm_90.json"):
 
     {"source": "...", "linear_int": [{"most_m": 16, "BN": 64, "BM": 16, "tiles": 8, "warps": 4, "stages": 5,
-                                      "waves": 2, "most_splits": 16}, ...], "linear_float": [...]}
+                                      "waves": 2, "most_splits": 16}, ...], "linear_int_groups": [...], ...}
 
-The first row whose ``most_m`` is not below M is taken; the last has ``most_m`` null. Without a table of the GPU's name that of
+Kernels: linear_int, linear_float (products of bfloat16 or float16), both also with _groups of scales, which keep two
+accumulators, and linear_float32. The first row whose ``most_m`` is not below M is taken; the last has ``most_m`` null. Without a table of the GPU's name that of
 its capability is read, else of the next lower one. "source" says how the numbers came about. ``waves``: K is split until
 there are that many programs a multiprocessor, into ``most_splits`` parts at most.
 
@@ -19,6 +20,7 @@ import math
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent / "configs"
+KERNELS = ("linear_int", "linear_int_groups", "linear_float", "linear_float_groups", "linear_float32")
 KEYS = ("BN", "BM", "tiles", "warps", "stages", "waves", "most_splits")
 INTERPRETED = {"BN": 32, "BM": 16, "tiles": 2, "warps": 4, "stages": 1, "waves": 1, "most_splits": 2}
 
@@ -26,6 +28,13 @@ INTERPRETED = {"BN": 32, "BM": 16, "tiles": 2, "warps": 4, "stages": 1, "waves":
 def file_of(name):
     """The path of a GPU's table."""
     return FOLDER / f"{name.replace(' ', '_').replace('/', '_')}.json"
+
+
+def name_of(core, units, dtype=None):
+    """The name of a kernel in the tables; core "int" or "float"."""
+    if dtype == "float32":
+        return "linear_float32"
+    return f"linear_{core}_groups" if units.is_grouped else f"linear_{core}"
 
 
 @functools.cache
