@@ -107,7 +107,7 @@ def pack(a, u):
     words = np.zeros((a.shape[0], u.units, u.words), np.uint8 if u.planes == 2 else np.uint16)
     for p in range(u.planes):
         words |= planes[:, :, p].astype(words.dtype) << 4 * p
-    words = words.reshape(a.shape[0], -1)
+    words = words.reshape(a.shape[0], u.units * u.words)
     return words if u.planes == 2 else words.view(np.int16)
 
 
