@@ -1,4 +1,4 @@
-"""The Triton backend: from checked requests to the kernels in ``qkernels.triton_kernels``, for tensors on a CUDA device.
+"""The Triton backend: from checked requests to the kernels of ``qkernels.triton_kernels``, for tensors on CUDA devices.
 
 Nothing here imports torch or Triton before a call. With TRITON_INTERPRET=1, set before Triton is imported, the kernels
 run in its interpreter on CPU tensors, slowly, where ``backend="triton"`` is named.

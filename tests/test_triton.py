@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from qkernels.triton_kernels import device, linear_float, linear_int, nibbles, quantize, tune, tuned
 from triton_builds import SHARED, build, instructions, resources
 
 import qkernels as qk
 from qkernels import registry
-from qkernels.triton_kernels import device, linear_float, linear_int, nibbles, quantize, tuned
 
 HERE = Path(__file__).resolve().parent
 CPU = torch.device("cpu")
@@ -26,7 +26,17 @@ ARCHES = (80, 89, 90)
 
 def test_interpreted_kernels():
     """What fails in there is printed here."""
-    command = [sys.executable, "-m", "pytest", str(HERE / "triton_interpreted.py"), "-q", "-x", "-p", "no:cacheprovider"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        str(HERE / "triton_interpreted.py"),
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
+    command += ["-o", "addopts="]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True)
     print(done.stdout[-12000:], done.stderr[-4000:])
@@ -42,11 +52,19 @@ def test_rows_that_cannot_run_say_why(rng):
         pytest.skip("there is a GPU")
     w, x = qk.IntWeight.quantize(rng.standard_normal((4, 8))), torch.ones(2, 8)
     rows = [k for k in registry._table if k.backend == "triton"]
-    assert {k.op for k in rows} == {"linear", "matmul_int", "linear_requant", "requantize", "quantize_activations"}
+    assert {k.op for k in rows} == {
+        "linear",
+        "matmul_int",
+        "linear_requant",
+        "requantize",
+        "quantize_activations",
+    }
     assert not [k for k in registry.kernels(device="cuda") if k.backend == "triton"]
     reasons = qk.explain("linear", w, x, input_quant=qk.InputQuant()).reasons
     assert "x is on the CPU" in {reason for k, reason in reasons.items() if k.backend == "triton"}
-    with pytest.raises(qk.UnsupportedError, match="torch sees no CUDA GPU, and TRITON_INTERPRET=1 is not set"):
+    with pytest.raises(
+        qk.UnsupportedError, match="torch sees no CUDA GPU, and TRITON_INTERPRET=1 is not set"
+    ):
         qk.linear(x, w, input_quant=qk.InputQuant(), backend="triton")
 
 
@@ -65,7 +83,9 @@ def test_tables_are_complete():
             assert all(set(tuned.KEYS) < set(row) for row in rows[kernel])
 
 
-@pytest.mark.parametrize("capability, arch", [((8, 0), 80), ((8, 6), 80), ((8, 9), 89), ((9, 0), 90), ((12, 0), 90)])
+@pytest.mark.parametrize(
+    "capability, arch", [((8, 0), 80), ((8, 6), 80), ((8, 9), 89), ((9, 0), 90), ((12, 0), 90)]
+)
 def test_an_unknown_gpu_takes_the_table_of_its_capability(capability, arch):
     assert tuned.table("a GPU without a table", capability)["device"] == f"sm_{arch}"
 
@@ -85,7 +105,9 @@ N, K = 512, 1024
 
 def int_weight(bits, group_size=None):
     codes = np.random.default_rng(0).integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (N, K)).astype(np.int8)
-    return qk.IntWeight.pack(codes, np.ones((N, K // group_size if group_size else 1), np.float32), None, bits, group_size)
+    return qk.IntWeight.pack(
+        codes, np.ones((N, K // group_size if group_size else 1), np.float32), None, bits, group_size
+    )
 
 
 def power_weight(exponent, group_size=None):
@@ -148,3 +170,154 @@ def test_every_row_of_the_tables_compiles(name, arch, i):
     weights = WEIGHTS[name]
     kernel = built(name, arch, row, weights[i % len(weights)], min(row["most_splits"], 2))
     check(kernel, arch, wanted)
+
+
+# ---- the PTX in nibbles.py, executed instruction by instruction --------------------------------------------------
+
+
+def words(values, dtype):
+    """Numbers as a 32-bit register: four bytes or two halves."""
+    return int.from_bytes(torch.tensor(values, dtype=dtype).view(torch.uint8).numpy().tobytes(), "little")
+
+
+def halves(word, dtype):
+    return torch.frombuffer(bytearray(struct.pack("<I", word)), dtype=dtype)
+
+
+def execute(code, registers):
+    """The instructions that nibbles.py uses. registers: {"$1": 32-bit integer ...}; returns $0."""
+    mask = 0xFFFFFFFF
+
+    def two(dtype):
+        return lambda *args: words(two_of(dtype, *args).tolist(), dtype)
+
+    def two_of(dtype, a, b, c=None):
+        a, b = halves(a, dtype).double(), halves(b, dtype).double()
+        return ((a + b) if c is None else a * b + halves(c, dtype).double()).to(dtype)
+
+    def lop3(a, b, c, table):
+        bits = ((a >> i & 1) << 2 | (b >> i & 1) << 1 | (c >> i & 1) for i in range(32))
+        return sum((table >> n & 1) << i for i, n in enumerate(bits))
+
+    operations = {
+        "mov.b32": lambda a: a,
+        "and.b32": lambda a, b: a & b,
+        "xor.b32": lambda a, b: a ^ b,
+        "add.u32": lambda a, b: (a + b) & mask,
+        "shr.u32": lambda a, b: a >> b,
+        "lop3.b32": lop3,
+        "fma.rn.bf16x2": two(torch.bfloat16),
+        "add.rn.f16x2": two(torch.float16),
+    }
+    for line in code.strip("{} ").split(";"):
+        name, *rest = line.split(maxsplit=1) if line.strip() else ("",)
+        if name in ("", ".reg"):
+            continue
+        target, *sources = [a.strip() for a in rest[0].split(",")]
+        registers[target] = operations[name](
+            *(registers[a] if a in registers else int(a, 0) for a in sources)
+        )
+    return registers["$0"]
+
+
+@pytest.mark.parametrize("plane", [0, 1])
+def test_ptx_of_nibble_codes(plane, rng):
+    code = (nibbles.LOW_CODES, nibbles.HIGH_CODES)[plane].value
+    for _ in range(300):
+        b, s = rng.integers(0, 256, 4), rng.integers(0, 241, 4)  # s + 15 stays a byte
+        found = execute(code, {"$1": words(b, torch.uint8), "$2": words(s, torch.uint8)})
+        assert halves(found, torch.int8).tolist() == ((b >> 4 * plane & 15) + s - 128).tolist()
+
+
+@pytest.mark.parametrize("plane", [0, 1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_ptx_of_nibble_floats(plane, dtype, rng):
+    code = getattr(nibbles, f"{'BF16' if dtype is torch.bfloat16 else 'FP16'}_{plane}").value
+    for _ in range(300):
+        b, zero = rng.integers(0, 65536, 2), rng.integers(-112, 129, 2)
+        z = torch.from_numpy(-(zero + device.BIAS[dtype])).to(dtype)
+        assert (z.long().numpy() == -(zero + device.BIAS[dtype])).all()  # exact
+        registers = {"$1": int(b[0]) | int(b[1]) << 16, "$2": words(z.tolist(), dtype)}
+        found = halves(execute(code, registers), dtype)
+        assert found.tolist() == ((b >> 4 * plane & 15) - zero).tolist()
+
+
+# ---- the other kernels, compiled ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize(
+    "kernel", ["quantize token", "quantize tensor power", "requantize", "reduce", "reduce groups"]
+)
+def test_elementwise_kernels_compile(kernel, arch):
+    f, i, b = torch.empty(1), torch.empty(1, dtype=torch.int32), torch.empty(1, dtype=torch.int8)
+    if kernel.startswith("quantize"):
+        names = ("static_scale", "zero", "lo", "hi", "largest")
+        values = dict.fromkeys(names, 1.5) | dict.fromkeys(("M", "K", "SIZE", "PADDED", "LENGTH", "pitch"), K)
+        values |= {
+            "x": torch.empty(1, dtype=torch.bfloat16),
+            "input_scale": f,
+            "amax": f,
+            "codes": b,
+            "scale": f,
+        }
+        values |= {
+            "sums": i,
+            "HAS_INPUT_SCALE": True,
+            "SIGNED": True,
+            "SHIFT": 0,
+            "HAS_SUMS": True,
+            "BLOCK": 1024,
+        }
+        power = kernel.endswith("power")
+        values |= {"GRANULARITY": kernel.split()[1], "POWER": power, "SQUARE": power}
+        made = build(quantize.quantize_kernel, values, arch, num_warps=4, enable_fp_fusion=False)
+        ptx = made.asm["ptx"]
+        assert (
+            "div.rn.f32" in ptx and "ftz" not in ptx and "fma" not in ptx and ("sqrt.rn.f32" in ptx) == power
+        )
+    elif kernel == "requantize":
+        values = {
+            "acc": i,
+            "out": b,
+            "m": i,
+            "shift": i,
+            "scale": f,
+            "zero": 3,
+            "lo": -128,
+            "hi": 127,
+            "N": N,
+            "pitch": N,
+        }
+        for rounding in ("single", "double", "float"):
+            options = {"PER_CHANNEL": True, "ROUNDING": rounding, "BLOCK": 1024}
+            made = build(
+                quantize.requantize_kernel, values | options, arch, num_warps=4, enable_fp_fusion=False
+            )
+    else:
+        w = int_weight(4, 128) if kernel.endswith("groups") else int_weight(8)
+        row = {"BN": 64, "BM": 16, "tiles": 8}
+        x, out = torch.empty((1, K), dtype=torch.int8), torch.empty((1, N), dtype=torch.bfloat16)
+        given = linear_int.arguments(
+            x, device.int_arrays(w, CPU), out, row, "float", x_scale=f, activation="gelu"
+        )
+        given |= {"parts": i, "PARTS": 4}
+        made = build(linear_int.reduce_kernel, given, arch, num_warps=8, enable_fp_fusion=False)
+    used = resources(made)
+    assert used["STACK"] == used["LOCAL"] == 0
+
+
+# ---- tuning ------------------------------------------------------------------------------------------------------
+
+
+def test_tune_writes_tables_like_those_that_are_shipped(capsys):
+    shipped = (tuned.FOLDER / "sm_90.json").read_text()
+    rows = tuned.json.loads(shipped)
+    assert tune.text_of(rows["device"], rows["source"], rows) == shipped
+    for m, _ in tune.CLASSES:
+        assert len(list(tune.candidates(m, True))) > 5
+        assert all(set(row) == set(tuned.KEYS) for row in tune.candidates(m, False))
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit):
+            tune.main([])
+        assert "no CUDA GPU" in capsys.readouterr().err

@@ -52,7 +52,9 @@ def _cuobjdump(built, *options):
 
 def resources(built):
     """{"REG": registers a thread, "STACK": bytes of stack, "LOCAL": bytes of local memory ...}."""
-    return {name: int(n) for name, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", _cuobjdump(built, "-res-usage"))}
+    return {
+        name: int(n) for name, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", _cuobjdump(built, "-res-usage"))
+    }
 
 
 def instructions(built):

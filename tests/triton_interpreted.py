@@ -1,4 +1,4 @@
-"""Triton kernels in Triton's interpreter, on CPU tensors. tests/test_triton.py runs this file with TRITON_INTERPRET=1."""
+"""Triton kernels interpreted, on CPU tensors. tests/test_triton.py runs this file with TRITON_INTERPRET=1."""
 
 import numpy as np
 import pytest
@@ -6,24 +6,36 @@ import torch
 import triton
 import triton.language as tl
 from helpers import assert_same, random_codes
+from qkernels.triton_kernels import layout, run
 from test_linear_float import CASES, SHAPES, activations, check, mass, weight
 from test_narrow import extreme, poison
 
 import qkernels as qk
 from qkernels import registry
 from qkernels.formats.operand import why_no_integers
-from qkernels.triton_kernels import layout, run
 
 ROWS = [k for k in registry.kernels(device="cuda") if k.backend == "triton"]
 CONFIGS = [  # tiles of other shapes than the default's
     {"BN": 16, "BM": 16, "tiles": 1, "warps": 4, "stages": 1, "waves": 1, "most_splits": 1},
     {"BN": 64, "BM": 32, "tiles": 3, "warps": 4, "stages": 1, "waves": 1, "most_splits": 1},
 ]
-EDGES = [(0, 8, 8), (3, 0, 5), (2, 7, 0), (1, 1, 1), (2, 31, 65), (17, 33, 31), (3, 65, 33), (5, 131, 37), (1, 257, 67)]
+EDGES = [
+    (0, 8, 8),
+    (3, 0, 5),
+    (2, 7, 0),
+    (1, 1, 1),
+    (2, 31, 65),
+    (17, 33, 31),
+    (3, 65, 33),
+    (5, 131, 37),
+    (1, 257, 67),
+]
 
 
 def rows(op, core=None):
-    return pytest.mark.parametrize("kernel", [k for k in ROWS if k.op == op and core in (None, k.core)], ids=str)
+    return pytest.mark.parametrize(
+        "kernel", [k for k in ROWS if k.op == op and core in (None, k.core)], ids=str
+    )
 
 
 def expected(op, *args, **options):
@@ -71,9 +83,15 @@ def test_cpu_tensors_never_come_here_by_themselves(rng):
 def test_matmul_int(kernel, x_dtype, rng):
     """All formats; IntWeight of every width, with and without zero points."""
     for i, (m, k, n) in enumerate(EDGES):
+        if kernel.format != "IntWeight" and i % 2:
+            continue
         widths = [8, 2 + i % 7] if kernel.format == "IntWeight" else [None]
         for bits in widths:
-            w = table_weight(rng, kernel, n, k, i) if bits is None else int_weight(rng, n, k, bits, zero=i % 2)
+            w = (
+                table_weight(rng, kernel, n, k, i)
+                if bits is None
+                else int_weight(rng, n, k, bits, zero=i % 2)
+            )
             if w is None or w.is_grouped:
                 continue
             x = torch.from_numpy(random_codes(rng, (m, k), x_dtype))
@@ -101,7 +119,13 @@ def test_zero_points_wrap_and_come_back():
 def test_strides_and_batches(rng):
     for w in (int_weight(rng, 21, 34), int_weight(rng, 21, 34, 4)):
         base = torch.from_numpy(random_codes(rng, (4, 6, 80)))
-        views = (base[..., :34], base[0, 0, 3:37], base[:, ::2, 40:74], base[0, :, :68:2], base.swapaxes(0, 1)[..., 5:39])
+        views = (
+            base[..., :34],
+            base[0, 0, 3:37],
+            base[:, ::2, 40:74],
+            base[0, :, :68:2],
+            base.swapaxes(0, 1)[..., 5:39],
+        )
         for x in (*views, base[0, 0, :34].expand(5, 34)):
             assert_same(qk.matmul_int(x, w, backend="triton"), expected("matmul_int", x, w))
 
@@ -109,10 +133,17 @@ def test_strides_and_batches(rng):
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c['BN']}x{c['BM']}")
 @pytest.mark.parametrize("splits", [1, 2, 5])
 def test_tiles_and_splits_never_change_a_bit(config, splits, rng):
-    m, k, n = 35, 650, 81
+    m, k, n = 18, 330, 41
     x, q = torch.from_numpy(rng.standard_normal((m, k)).astype(np.float32)), qk.InputQuant()
     zero = qk.InputQuant(granularity="tensor", scale=0.03, zero_point=-7)
-    for bits, group_size, quant in [(8, None, q), (4, None, zero), (4, 128, zero), (4, 33, q), (4, 17, zero), (8, 64, q)]:
+    for bits, group_size, quant in [
+        (8, None, q),
+        (4, None, zero),
+        (4, 128, zero),
+        (4, 33, q),
+        (4, 17, zero),
+        (8, 64, q),
+    ]:
         w = int_weight(rng, n, k, bits, group_size, zero=bits < 8)
         out = torch.full((m, n), float("nan"))
         y = run.linear_int(x, w, quant, None, None, out, config, splits)
@@ -145,7 +176,8 @@ QUANTS = {
 def test_linear(kernel, name, rng):
     quant = QUANTS[name]
     turn = list(QUANTS).index(name)
-    for i, (m, k, n) in enumerate(EDGES, turn):
+    edges = EDGES if kernel.format == "IntWeight" else EDGES[turn % 3 :: 3]  # an IntWeight meets every shape
+    for i, (m, k, n) in enumerate(edges, turn):
         if kernel.format == "IntWeight":
             bits, group_size = (8, 4, 4, 3, 5)[i % 5], (None, 32, 64, 17, 128)[i // 2 % 5]
             grouped = group_size is not None and group_size < k
@@ -154,7 +186,9 @@ def test_linear(kernel, name, rng):
             w = table_weight(rng, kernel, n, k, i)
         if w is None:
             continue
-        x = torch.from_numpy(rng.standard_normal((m, k)) * 3).to((torch.float32, torch.bfloat16, torch.float16)[i % 3])
+        x = torch.from_numpy(rng.standard_normal((m, k)) * 3).to(
+            (torch.float32, torch.bfloat16, torch.float16)[i % 3]
+        )
         if i % 4 == 0:
             x = torch.cat([x, torch.full((m, 3), float("nan"), dtype=x.dtype)], 1)[:, :k]
         options = {
@@ -169,14 +203,22 @@ def test_linear(kernel, name, rng):
 
 def test_granularity_channel(rng):
     w = int_weight(rng, 33, 70, input_scale=True)
-    x, quant = torch.from_numpy(rng.standard_normal((5, 70)).astype(np.float32)), qk.InputQuant(granularity="channel")
-    assert_same(qk.linear(x, w, input_quant=quant, backend="triton"), expected("linear", x, w, input_quant=quant))
+    x, quant = (
+        torch.from_numpy(rng.standard_normal((5, 70)).astype(np.float32)),
+        qk.InputQuant(granularity="channel"),
+    )
+    assert_same(
+        qk.linear(x, w, input_quant=quant, backend="triton"), expected("linear", x, w, input_quant=quant)
+    )
 
 
 @pytest.mark.parametrize("activation", ["gelu", "silu"])
 def test_gelu_and_silu(activation, rng):
     w = int_weight(rng, 65, 40)
-    x, options = torch.from_numpy(rng.standard_normal((9, 40)).astype(np.float32)), {"input_quant": qk.InputQuant()}
+    x, options = (
+        torch.from_numpy(rng.standard_normal((9, 40)).astype(np.float32)),
+        {"input_quant": qk.InputQuant()},
+    )
     y = qk.linear(x, w, activation=activation, backend="triton", **options)
     e = expected("linear", x, w, activation=activation, **options)
     assert_same(y, e, 1e-6 + 2e-6 * np.abs(e.numpy()))
@@ -218,7 +260,7 @@ def requant(rng, n, rounding, out, output_scale=None):
 @pytest.mark.parametrize("rounding", ["single", "double", "float"])
 @pytest.mark.parametrize("out", [np.int8, np.uint8])
 def test_requantize(kernel, rounding, out, rng):
-    for shape in [(0, 3), (3, 0), (1, 1), (2, 3, 31), (700, 67)]:
+    for shape in [(0, 3), (3, 0), (1, 1), (2, 3, 31), (40, 1100)]:
         size = 2.0 ** rng.uniform(0, 31, shape)
         acc = (rng.choice([-1, 1], shape) * size).astype(np.int32)
         acc[rng.random(shape) < 0.05] = -(2**31)
@@ -258,10 +300,19 @@ def test_linear_requant(kernel, rounding, rng):
 
 @rows("quantize_activations")
 def test_quantize_activations(kernel, rng):
-    quants = list(QUANTS.values()) + [qk.InputQuant(bits=8, power=0.5), qk.InputQuant(power=0.5, signed=False)]
+    quants = [
+        *QUANTS.values(),
+        qk.InputQuant(bits=8, power=0.5),
+        qk.InputQuant(power=0.5, signed=False),
+    ]
     for i, (m, k) in enumerate([(0, 3), (2, 0), (1, 1), (5, 33), (3, 5000)]):
-        x = torch.from_numpy(rng.standard_normal((2, m, k)) * 3).to((torch.float32, torch.bfloat16, torch.float16)[i % 3])
-        for quant in [*quants, qk.InputQuant(granularity="channel", scale=rng.uniform(0.01, 1, k).astype(np.float32))]:
+        x = torch.from_numpy(rng.standard_normal((2, m, k)) * 3).to(
+            (torch.float32, torch.bfloat16, torch.float16)[i % 3]
+        )
+        for quant in [
+            *quants,
+            qk.InputQuant(granularity="channel", scale=rng.uniform(0.01, 1, k).astype(np.float32)),
+        ]:
             for y, e in zip(kernel(x, quant), expected("quantize_activations", x, quant)):
                 assert_same(y, e)
 
@@ -282,7 +333,7 @@ def float16_error(w):
 )
 def test_linear_float(kernel, case, rng):
     make, turn = CASES[kernel.format][case], int(rng.integers(100))
-    for i, (m, k, n) in enumerate([s for s in SHAPES if s[0] * s[1] * s[2] < 40000][turn % 3 :: 3], turn):
+    for i, (m, k, n) in enumerate([s for s in SHAPES if s[0] * s[1] * s[2] < 40000][turn % 4 :: 4], turn):
         w, kind = weight(rng, make, n, k, i), ("float32", "bfloat16", "float16")[i % 3]
         x = activations(rng, m, k, ("torch ", "strided ")[kind == "float32" and i % 2] + kind)
         bias = torch.from_numpy(rng.standard_normal(n).astype(np.float32)) if i % 2 else None
@@ -301,7 +352,7 @@ def test_linear_float(kernel, case, rng):
 @pytest.mark.parametrize("splits", [1, 2, 5])
 @pytest.mark.parametrize("group_size", [None, 16, 17, 32, 64, 96, 128, 320])
 def test_float_tiles_and_splits(config, splits, group_size, rng):
-    m, k, n = 19, 650, 37
+    m, k, n = 17, 330, 37
     w = int_weight(rng, n, k, 4, group_size, zero=True)
     x = torch.from_numpy(rng.standard_normal((m, k))).to(torch.bfloat16)
     out = torch.full((m, n), float("nan"))
@@ -342,7 +393,11 @@ def test_units_hold_every_code_once(planes, least, group_size, rng):
         codes = rng.integers(0, 16, (3, k)).astype(np.uint8)
         words = layout.pack(codes, u)
         bits = [(words.astype(np.int64) >> 4 * p & 15).reshape(3, u.units, 1, u.words) for p in range(planes)]
-        rows = np.concatenate(bits, 2).reshape(3, u.groups, u.padded) if planes > 1 else words.reshape(3, -1, u.padded)
+        rows = (
+            np.concatenate(bits, 2).reshape(3, u.groups, u.padded)
+            if planes > 1
+            else words.reshape(3, -1, u.padded)
+        )
         found = [rows[:, i // u.size, i % u.size] for i in range(k)]
         assert (np.stack(found, 1) == codes).all() and rows.sum() == codes.sum()
 

@@ -7,7 +7,6 @@ import torch
 
 from .layout import float_layout, int_layout
 
-
 BIAS = {torch.bfloat16: 128, torch.float16: 1024, torch.float32: 0}
 
 
@@ -46,7 +45,9 @@ def float_arrays(w, device, dtype):
     def make():
         made = Arrays(float_layout(w), device)
         made.table = None if made.table is None else made.table.to(dtype)
-        if made.zero is not None:  # what is added, to the bits that a nibble's float is made of: nibbles.nibble_floats
+        if (
+            made.zero is not None
+        ):  # what is added, to the bits that a nibble's float is made of: nibbles.nibble_floats
             made.zero = -(made.zero + (BIAS[dtype] if made.units.planes > 1 else 0)).to(dtype)
         return made
 

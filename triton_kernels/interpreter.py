@@ -1,8 +1,8 @@
 """Corrections to Triton's interpreter, so that it computes what a GPU does. Imported where TRITON_INTERPRET=1, only.
 
-Triton 3.6 interprets ``tl.fma`` as a product and a sum that round twice, rounds float32 to bfloat16 by cutting bits, and
-multiplies bfloat16 matrices as the integers that hold them. It also looks through ``triton.language`` anew for every call
-of a helper, which takes milliseconds, and takes bounds of loops from arrays in a way that NumPy 2.4 refuses.
+Triton 3.6 interprets ``tl.fma`` as a product and a sum that round twice, rounds float32 to bfloat16 by cutting bits,
+and multiplies bfloat16 matrices as the integers that hold them. It also looks through ``triton.language`` anew for
+every call of a helper, which takes milliseconds, and takes bounds of loops from arrays in a way that NumPy 2.4 refuses.
 """
 
 import numpy as np

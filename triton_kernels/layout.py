@@ -4,7 +4,7 @@ A row of the weight is cut into groups (one, the whole row, where there is one s
 **units** of U codes, a unit being what one step of a kernel's loop multiplies.
 
     bits 5 to 8    a byte per code. U is 128 (a row), or the largest of 128, 64, 32, 16 that divides the group.
-    bits 1 to 4    P codes in a word: bytes (P = 2) for the integer core, 16-bit words (P = 4) for the float core, words as
+    bits 1 to 4    P codes in a word: bytes (P = 2) for the integer core, 16-bit words (P = 4) for the float core, as
                    wide as what they are decoded to. Word j of a unit holds code j of each of the P **planes** of
                    Q = U / P codes, plane p in bits 4 p ... 4 p + 3: planes are contiguous runs of K, so a tile of words
                    becomes P tiles of operands by a mask and a shift, and no lane exchanges anything.
@@ -16,8 +16,8 @@ A row of the weight is cut into groups (one, the whole row, where there is one s
     P = 2, U = 64, codes c0 ... c63    ->   bytes  c0 | c32 << 4,  c1 | c33 << 4,  ...  c31 | c63 << 4
     P = 4, U = 64, codes c0 ... c63    ->   words  c0 | c16 << 4 | c32 << 8 | c48 << 12,  ...
 
-Nibbles are code + 2**(bits - 1), or table indices as they are. Bytes are int8 codes for the integer core (zero points of
-fewer than 8 bits subtracted), code + 128 or table indices for the float core. Scales, zero points and offsets are
+Nibbles are code + 2**(bits - 1), or table indices as they are. Bytes are int8 codes for the integer core (zero points
+of fewer than 8 bits subtracted), code + 128 or table indices for the float core. Scales, zero points and offsets are
 (G, N): neighbouring lanes are neighbouring channels. Padding codes meet activations that are 0.
 """
 

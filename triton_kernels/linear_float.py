@@ -2,10 +2,10 @@
 
     y[m, n] = act(sum_g (scale[n, g] * sum_k x[m, k] * value(code[n, k]) + offset[n, g] * sum_k x[m, k]) + bias[n])
 
-value() is code - zero point, sign(q) q**2, or an entry of a table of 16 or 256 numbers. Operands are bfloat16, float16 or
+value() is code - zero point, sign(q) q**2, or an entry of a table of 16 or 256. Operands are bfloat16, float16 or
 float32, products are summed in float32. A group's sum meets its scale in the accumulator: codes stay exact in 8
-mantissa bits, where a scaled weight would be rounded again, and at few tokens a scale costs BM multiplications a channel and
-group instead of one a code. The tile is (BN channels, BM tokens), as in linear_int.py: the decoded weight is the
+mantissa bits, where a scaled weight would be rounded again, and a scale costs BM multiplications a channel
+and group instead of one a code. The tile is (BN channels, BM tokens), as in linear_int.py: the decoded weight is the
 operand that lies in registers. Splits of K write float32 sums, which ``reduce_kernel`` adds in their order: the result
 depends on the number of splits, never on timing.
 """
@@ -19,7 +19,9 @@ from .nibbles import nibble, nibble_floats
 
 
 @triton.jit
-def values(b, table, z, PLANE: tl.constexpr, PLANES: tl.constexpr, DECODER: tl.constexpr, DTYPE: tl.constexpr):
+def values(
+    b, table, z, PLANE: tl.constexpr, PLANES: tl.constexpr, DECODER: tl.constexpr, DTYPE: tl.constexpr
+):
     """Operands of words: the nibbles of a plane, or bytes (PLANES 1); z is what nibble_floats or a byte has added."""
     if DECODER == "table":
         at = b if PLANES == 1 else nibble(b, PLANE)
@@ -126,7 +128,16 @@ def linear_kernel(
 
 @triton.jit
 def reduce_kernel(
-    parts, PARTS, bias, out, M, N, BN: tl.constexpr, BM: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr
+    parts,
+    PARTS,
+    bias,
+    out,
+    M,
+    N,
+    BN: tl.constexpr,
+    BM: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
 ):
     """The sums of all splits, float32 (PARTS, M, N), in their order."""
     n, m = tl.program_id(0) * BN + tl.arange(0, BN), tl.program_id(1) * BM + tl.arange(0, BM)
@@ -193,9 +204,13 @@ def launch(x, w, out, config, splits, bias=None, activation=None):
     splits = -(-w.units.steps // args["PER_SPLIT"])
     parts = torch.empty((splits, m, n), dtype=torch.float32, device=x.device) if args["SPLIT"] else out
     tiles = triton.cdiv(n, config["BN"]) * triton.cdiv(m, config["BM"])
-    linear_kernel[(tiles, splits)](parts=parts, **args, num_warps=config["warps"], num_stages=config["stages"])
+    linear_kernel[(tiles, splits)](
+        parts=parts, **args, num_warps=config["warps"], num_stages=config["stages"]
+    )
     if args["SPLIT"]:
         bn, bm = min(config["BN"], 128), min(config["BM"], 16)
         given = {k: args[k] for k in reduce_kernel.arg_names if k in args} | {"BN": bn, "BM": bm}
-        reduce_kernel[(triton.cdiv(n, bn), triton.cdiv(m, bm))](parts=parts, PARTS=splits, **given, num_warps=4)
+        reduce_kernel[(triton.cdiv(n, bn), triton.cdiv(m, bm))](
+            parts=parts, PARTS=splits, **given, num_warps=8
+        )
     return out

@@ -59,7 +59,10 @@ def finish(
         if HAS_BIAS:
             acc += tl.load(bias + n, mask=n_in, other=0)[:, None]
         c = n if PER_CHANNEL else n * 0
-        mm, ss = tl.load(rm + c, mask=n_in, other=0)[:, None], tl.load(rshift + c, mask=n_in, other=0)[:, None]
+        mm, ss = (
+            tl.load(rm + c, mask=n_in, other=0)[:, None],
+            tl.load(rshift + c, mask=n_in, other=0)[:, None],
+        )
         f = tl.load(rscale + c, mask=n_in, other=0.0)[:, None]
         y = fixed_point(acc, mm, ss, f, zero, lo, hi, ROUNDING)
         tl.store(at, y.to(out.dtype.element_ty), mask=inside)
@@ -83,7 +86,7 @@ def linear_kernel(
     TILES: tl.constexpr, EPILOGUE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_X_ZERO: tl.constexpr,
     HAS_W_ZERO: tl.constexpr, PER_CHANNEL: tl.constexpr, ROUNDING: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """Programs: (tiles, splits). x int8 (M, UNITS * U) with a pitch, or (M, K) if not EVEN_K. A split is PER_SPLIT groups,
+    """Programs: (tiles, splits). x int8 (M, UNITS * U), or (M, K) if not EVEN_K. A split is PER_SPLIT groups,
     or units where TOGETHER groups are one unit, or the row is one group; UPG units make a group."""
     tn, tm = tile_of(tl.program_id(0), tl.cdiv(N, BN), tl.cdiv(M, BM), TILES)
     split = tl.program_id(1)
@@ -148,7 +151,7 @@ def linear_kernel(
 def add_group(
     acc, y, g, n, m, M, N, w_scale, w_sums, x_zero, parts, HAS_X_ZERO: tl.constexpr, SPLIT: tl.constexpr
 ):
-    """y plus the scaled sum of group g; with SPLIT the sum is stored, for reduce_kernel to scale, and y is unchanged."""
+    """y plus the scaled sum of group g; with SPLIT the sum is stored, for reduce_kernel to scale, and y stays."""
     nn = n % N
     if HAS_X_ZERO:
         acc -= x_zero * tl.load(w_sums + g * N + nn)[:, None]
@@ -162,7 +165,8 @@ def add_group(
 
 @triton.jit
 def reduce_kernel(
-    parts, PARTS, w_scale, w_zero, w_sums, x_scale, x_sums, x_zero, bias, rm, rshift, rscale, zero, lo, hi, out, M, N, K,
+    parts, PARTS, w_scale, w_zero, w_sums, x_scale, x_sums, x_zero, bias, rm, rshift, rscale, zero, lo, hi, out, M, N,
+    K,
     GROUPED: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, EPILOGUE: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_X_ZERO: tl.constexpr, HAS_W_ZERO: tl.constexpr, PER_CHANNEL: tl.constexpr, ROUNDING: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -198,7 +202,9 @@ def arguments(x, w, out, config, epilogue, x_scale=None, x_sums=None, x_zero=0, 
     u = w.units
     any_int, any_float = w.sums, w.scale
     split = splits > 1
-    decoder = "table" if w.table is not None else "square" if w.square else "offset" if u.planes > 1 else "bytes"
+    decoder = (
+        "table" if w.table is not None else "square" if w.square else "offset" if u.planes > 1 else "bytes"
+    )
     return {
         "x": x,
         "pitch": x.stride(0) if x.shape[0] > 1 else x.shape[1],
@@ -262,6 +268,6 @@ def launch(x, w, out, config, splits, epilogue, **rest):
         bn, bm = min(config["BN"], 128), min(config["BM"], 16)
         given = {k: args[k] for k in reduce_kernel.arg_names if k in args} | {"BN": bn, "BM": bm}
         reduce_kernel[(triton.cdiv(n, bn), triton.cdiv(m, bm))](
-            parts=parts, PARTS=count, **given, num_warps=4, enable_fp_fusion=False
+            parts=parts, PARTS=count, **given, num_warps=8, enable_fp_fusion=False
         )
     return out

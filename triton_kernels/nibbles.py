@@ -1,9 +1,8 @@
 """Nibbles of words to operands of the tensor cores, as many at a time as a register holds.
 
 Triton computes on one byte a register, which costs four instructions an operand. Written in PTX on whole registers, it
-is one to one and a half, and that decides whether decoding keeps up with memory. The interpreter, which has no PTX, runs
-the plain form beside it, which says the same of one word; tests/test_triton.py executes the PTX below, instruction by
-instruction, against it.
+is one to one and a half, and that decides whether decoding keeps up with memory. The interpreter, which has no PTX,
+runs the plain form beside it, which says the same of one word; tests/test_triton.py executes the PTX below against it.
 """
 
 import triton
@@ -45,16 +44,20 @@ def nibble_codes(b, s, PLANE: tl.constexpr):
 
 @triton.jit
 def nibble_floats(b, z, PLANE: tl.constexpr, DTYPE: tl.constexpr):
-    """``nibble + BIAS + z`` of int16 words as DTYPE, exact; z of DTYPE, BIAS 128 for bfloat16, 1024 for float16, else 0."""
-    if DTYPE == tl.float32:
+    """``nibble + BIAS + z`` of int16 words as DTYPE, exact; z of DTYPE, BIAS 128 (bfloat16), 1024 (float16) or 0."""
+    if tl.float32 == DTYPE:
         w = nibble(b, PLANE).to(tl.float32) + z
     elif not ASM:
-        BIAS: tl.constexpr = 128.0 if DTYPE == tl.bfloat16 else 1024.0
+        BIAS: tl.constexpr = 128.0 if tl.bfloat16 == DTYPE else 1024.0
         w = ((nibble(b, PLANE).to(tl.float32) + BIAS) + z.to(tl.float32)).to(DTYPE)
-    elif DTYPE == tl.bfloat16:
-        PTX_B: tl.constexpr = BF16_0 if PLANE == 0 else BF16_1 if PLANE == 1 else BF16_2 if PLANE == 2 else BF16_3
+    elif tl.bfloat16 == DTYPE:
+        PTX_B: tl.constexpr = (
+            BF16_0 if PLANE == 0 else BF16_1 if PLANE == 1 else BF16_2 if PLANE == 2 else BF16_3
+        )
         w = tl.inline_asm_elementwise(PTX_B, "=r,r,r", [b, z], dtype=tl.bfloat16, is_pure=True, pack=2)
     else:
-        PTX_H: tl.constexpr = FP16_0 if PLANE == 0 else FP16_1 if PLANE == 1 else FP16_2 if PLANE == 2 else FP16_3
+        PTX_H: tl.constexpr = (
+            FP16_0 if PLANE == 0 else FP16_1 if PLANE == 1 else FP16_2 if PLANE == 2 else FP16_3
+        )
         w = tl.inline_asm_elementwise(PTX_H, "=r,r,r", [b, z], dtype=tl.float16, is_pure=True, pack=2)
     return w

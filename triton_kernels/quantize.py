@@ -1,6 +1,6 @@
 """Activations to int8 codes, and int32 accumulators to 8-bit codes.
 
-One program a row: |x| is reduced to the row's scale, and the row, still in cache, is turned into codes. Bound by memory:
+One program a row: |x| is reduced to the row's scale, and the row, still in cache, becomes codes. Bound by memory:
 2 or 4 bytes read and 1 written a value. ``tensor`` granularity takes the largest |x| of each row first, by a launch of
 its own, since programs cannot wait for each other.
 

@@ -6,12 +6,13 @@ A table is a JSON file named after a GPU ("NVIDIA_H100_80GB_HBM3.json") or a com
                                       "waves": 2, "most_splits": 16}, ...], "linear_int_groups": [...], ...}
 
 Kernels: linear_int, linear_float (products of bfloat16 or float16), both also with _groups of scales, which keep two
-accumulators, and linear_float32. The first row whose ``most_m`` is not below M is taken; the last has ``most_m`` null. Without a table of the GPU's name that of
-its capability is read, else of the next lower one. "source" says how the numbers came about. ``waves``: K is split until
-there are that many programs a multiprocessor, into ``most_splits`` parts at most.
+accumulators, and linear_float32. The first row whose ``most_m`` is not below M is taken; the last has ``most_m`` null.
+Without a table of the GPU's name that of its capability is read, else of the next lower one. "source" says how the
+numbers came about. ``waves``: K is split until there are that many programs a multiprocessor, into ``most_splits``
+parts at most.
 
-The tables for sm_80, sm_89 and sm_90 are **untuned estimates**: no kernel had been timed on a GPU when they were written.
-``python -m qkernels.triton_kernels.tune`` measures on the GPU at hand and writes its table.
+The tables for sm_80, sm_89 and sm_90 are **untuned estimates**: no kernel had been timed on a GPU when they were
+written. ``python -m qkernels.triton_kernels.tune`` measures on the GPU at hand and writes its table.
 """
 
 import functools

@@ -64,8 +64,8 @@ def linear(
         compute_dtype: of the products in weight-only calls: "bfloat16", "float32", or None: bfloat16 where the CPU
             multiplies it (AVX512-BF16), else float32.
         out_dtype: float32, bfloat16 or float16; None is the dtype of x.
-        backend: None (the fastest that takes the call where x is), "cpu", "cuda" or "reference"; a named one never falls
-            back.
+        backend: None (the fastest that takes the call where x is), "cpu", "cuda", "triton" or "reference"; a named one
+            never falls back.
 
     Returns:
         (..., N), of the kind that x is.
