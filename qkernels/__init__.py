@@ -43,6 +43,7 @@ from .ops import (
     softmax_int,
     swiglu,
 )
+from .program import Program
 from .quant import InputQuant, Requant
 from .registry import capabilities, explain, force_isa
 from .version import __version__
@@ -67,6 +68,7 @@ __all__ = [
     "LogWeight",
     "MixedIntWeight",
     "PowerWeight",
+    "Program",
     "RPReLU",
     "Requant",
     "TernaryWeight",

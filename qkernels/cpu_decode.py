@@ -8,7 +8,7 @@ from . import _native
 from ._arrays import is_torch
 from .cpu import address
 from .cpu_integer import empty
-from .registry import ISAS
+from .registry import ISAS, num_threads
 
 
 def dense(a):
@@ -41,6 +41,6 @@ def decode_attention(r):
     pitch = store.stride(0) if is_torch(store) else store.strides[0] // 4
     sizes = pitch, store.shape[1], heads, kv_heads, head, r.options["position"]
     _native.decode_attention(
-        ISAS[r.isa][0], address(qkv), address(turn), address(store), *sizes, address(out)
+        ISAS[r.isa][0], address(qkv), address(turn), address(store), *sizes, address(out), num_threads()
     )
     return out

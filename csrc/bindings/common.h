@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "../cpu/decode.h"
 #include "../cpu/kernels.h"
 
 namespace py = pybind11;
@@ -57,6 +58,28 @@ class Packed {
     py::object owner_;
 };
 
+// linear(x, w) with everything that does not change between calls. Alive as long as the Python object that it is of.
+class LinearCall {
+  public:
+    virtual ~LinearCall() = default;
+    virtual int64_t n() const = 0;
+    virtual int64_t k() const = 0;
+    // x (m, k), row pitch ldx -> out (m, n), contiguous. Returns the number of a refused row, or -1. Needs no GIL.
+    virtual int64_t run(Address x, int64_t m, int64_t ldx, Address bias, Address out, int threads) const = 0;
+
+    // The same for a call from Python.
+    int64_t checked(Address x, int64_t m, int64_t ldx, Address bias, Address out, int threads) const {
+        present("linear: x", x, m * k());
+        present("linear: the result", out, m * n());
+        py::gil_scoped_release release;
+        return run(x, m, ldx, bias, out, threads);
+    }
+};
+
+// decode.cpp
+const qk::DecodeKernels& checked_decode_kernels(int isa);
+void check_attention(int64_t pitch, int64_t length, int64_t heads, int64_t kv_heads, int64_t head);
+
 struct RequantArrays {
     Address multiplier, shift, scale;  // n values each, already one per channel
     int rounding, zero_point, lo, hi;
@@ -81,3 +104,4 @@ void bind_integer(py::module_& m);      // integer.cpp
 void bind_binary(py::module_& m);       // binary.cpp
 void bind_conv(py::module_& m);         // conv.cpp
 void bind_decode(py::module_& m);       // decode.cpp
+void bind_program(py::module_& m);      // program.cpp

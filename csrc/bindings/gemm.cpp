@@ -38,6 +38,49 @@ void check_linear(const qk::GemmView& w, const qk::InputQuant& q) {
         throw std::invalid_argument("LinearPlan: K = " + std::to_string(h.k) + " could overflow the accumulator");
 }
 
+class LinearPlan : public LinearCall {
+  public:
+    LinearPlan(py::object packed, int isa, int mode, int bits, bool is_signed, float scale, int zero_point, int x_type,
+               int out_type, int activation, bool power)
+        : packed_(packed.cast<const PackedWeight&>()), keep_(packed) {
+        if (mode < 0 || mode > 3 || x_type < 0 || x_type > 2 || out_type < 0 || out_type > 2 || activation < 0 ||
+            activation > 4 || bits < 2 || bits > 8)
+            throw std::invalid_argument("LinearPlan: a mode, dtype or activation number is out of range");
+        isa_ = &checked_isa(isa);
+        quant_ = {static_cast<qk::InputMode>(mode), is_signed, scale, zero_point, bits, power};
+        check_linear(packed_.view(), quant_);
+        const bool sums = packed_.view().header->grouped || quant_.split();
+        store_ = (sums ? isa_->store_sum : isa_->store_float)[out_type];
+        x_type_ = static_cast<qk::DType>(x_type);
+        out_bytes_ = out_type == 0 ? 4 : 2;
+        activation_ = static_cast<qk::Activation>(activation);
+    }
+    int64_t n() const override { return packed_.view().header->n; }
+    int64_t k() const override { return packed_.view().header->k; }
+    // The refused row is one with a value that is not finite.
+    int64_t run(Address x, int64_t m, int64_t ldx, Address bias, Address out, int threads) const override {
+        const qk::GemmView& w = packed_.view();
+        qk::Epilogue e;
+        e.out = pointer<void>(out);
+        e.ldo = n();
+        e.out_bytes = out_bytes_;
+        e.w_scale = w.scale();
+        e.bias = pointer<float>(bias);
+        e.activation = activation_;
+        return qk::gemm_quantized(*isa_, pointer<void>(x), x_type_, m, ldx, quant_, w, e, store_, threads);
+    }
+
+  private:
+    const PackedWeight& packed_;
+    py::object keep_;
+    const qk::Kernels* isa_;
+    qk::InputQuant quant_;
+    qk::EpilogueFn store_;
+    qk::DType x_type_;
+    int out_bytes_;
+    qk::Activation activation_;
+};
+
 }  // namespace
 
 int64_t code_extreme(const qk::GemmView& w) {
@@ -128,49 +171,6 @@ void bind_gemm(py::module_& m) {
                            kernels.store_byte[r.rounding], threads);
         });
 
-    // linear with integer activations: everything that does not change between calls is held here, so that a call
-    // from Python passes six integers.
-    struct LinearPlan {
-        const PackedWeight* packed;
-        py::object keep;
-        const qk::Kernels* isa;
-        qk::InputQuant quant;
-        qk::DType x_type;
-        int out_type;
-        qk::Activation activation;
-    };
-    py::class_<LinearPlan>(m, "LinearPlan", "linear(x, w) with quantized activations, ready to run.")
-        .def(py::init([](py::object packed, int isa, int mode, int bits, bool is_signed, float scale, int zero_point,
-                         int x_type, int out_type, int activation, bool power) {
-            const auto& p = packed.cast<const PackedWeight&>();
-            if (mode < 0 || mode > 3 || x_type < 0 || x_type > 2 || out_type < 0 || out_type > 2 || activation < 0 ||
-                activation > 4 || bits < 2 || bits > 8)
-                throw std::invalid_argument("LinearPlan: a mode, dtype or activation number is out of range");
-            const qk::InputQuant quant{static_cast<qk::InputMode>(mode), is_signed, scale, zero_point, bits, power};
-            check_linear(p.view(), quant);
-            return LinearPlan{&p,
-                              packed,
-                              &checked_isa(isa),
-                              quant,
-                              static_cast<qk::DType>(x_type),
-                              out_type,
-                              static_cast<qk::Activation>(activation)};
-        }))
-        // Returns the number of a row with a non-finite value, or -1.
-        .def("run", [](const LinearPlan& l, Address x, int64_t m, int64_t ldx, Address bias, Address out, int threads) {
-            const qk::GemmView& w = l.packed->view();
-            present("linear: x", x, m * w.header->k);
-            present("linear: the result", out, m * w.header->n);
-            py::gil_scoped_release release;
-            qk::Epilogue e;
-            e.out = pointer<void>(out);
-            e.ldo = w.header->n;
-            e.out_bytes = l.out_type == 0 ? 4 : 2;
-            e.w_scale = w.scale();
-            e.bias = pointer<float>(bias);
-            e.activation = l.activation;
-            const bool sums = w.header->grouped || l.quant.split();
-            return qk::gemm_quantized(*l.isa, pointer<void>(x), l.x_type, m, ldx, l.quant, w, e,
-                                      (sums ? l.isa->store_sum : l.isa->store_float)[l.out_type], threads);
-        });
+    py::class_<LinearPlan, LinearCall>(m, "LinearPlan", "linear(x, w) with quantized activations, ready to run.")
+        .def(py::init<py::object, int, int, int, bool, float, int, int, int, int, bool>());
 }

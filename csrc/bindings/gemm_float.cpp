@@ -11,6 +11,43 @@ class PackedFloat : public Packed<qk::FloatView> {
         : Packed(data, bytes, std::move(owner), "weight of the float core", "prepack_float") {}
 };
 
+class FloatPlan : public LinearCall {
+  public:
+    FloatPlan(py::object packed, int isa, bool exact, int x_type, int out_type, int activation)
+        : packed_(packed.cast<const PackedFloat&>()), keep_(packed) {
+        const qk::Kernels& kernels = checked_isa(isa);
+        if (x_type < 0 || x_type > 2 || out_type < 0 || out_type > 2 || activation < 0 || activation > 4)
+            throw std::invalid_argument("FloatPlan: a dtype or activation number is out of range");
+        products_ = &qk::float_kernels(static_cast<qk::Isa>(isa), exact);
+        store_ = kernels.store_sum[out_type];
+        x_type_ = static_cast<qk::DType>(x_type);
+        out_bytes_ = out_type == 0 ? 4 : 2;
+        activation_ = static_cast<qk::Activation>(activation);
+    }
+    const char* products() const { return products_->name; }
+    int64_t n() const override { return packed_.view().header->n; }
+    int64_t k() const override { return packed_.view().header->k; }
+    int64_t run(Address x, int64_t m, int64_t ldx, Address bias, Address out, int threads) const override {
+        qk::Epilogue e;
+        e.out = pointer<void>(out);
+        e.ldo = n();
+        e.out_bytes = out_bytes_;
+        e.bias = pointer<float>(bias);
+        e.activation = activation_;
+        qk::gemm_float(*products_, pointer<void>(x), x_type_, m, ldx, packed_.view(), e, store_, threads);
+        return -1;
+    }
+
+  private:
+    const PackedFloat& packed_;
+    py::object keep_;
+    const qk::FloatKernels* products_;
+    qk::EpilogueFn store_;
+    qk::DType x_type_;
+    int out_bytes_;
+    qk::Activation activation_;
+};
+
 }  // namespace
 
 void bind_gemm_float(py::module_& m) {
@@ -45,44 +82,7 @@ void bind_gemm_float(py::module_& m) {
         .def_property_readonly(
             "shape", [](const PackedFloat& p) { return py::make_tuple(p.view().header->n, p.view().header->k); });
 
-    // linear with float activations: what does not change between calls is held here.
-    struct FloatPlan {
-        const PackedFloat* packed;
-        py::object keep;
-        const qk::FloatKernels* products;
-        qk::EpilogueFn store;
-        qk::DType x_type;
-        int out_bytes;
-        qk::Activation activation;
-    };
-    py::class_<FloatPlan>(m, "FloatPlan", "linear(x, w) with float activations, ready to run.")
-        .def(py::init([](py::object packed, int isa, bool exact, int x_type, int out_type, int activation) {
-            const auto& p = packed.cast<const PackedFloat&>();
-            const qk::Kernels& kernels = checked_isa(isa);
-            if (x_type < 0 || x_type > 2 || out_type < 0 || out_type > 2 || activation < 0 || activation > 4)
-                throw std::invalid_argument("FloatPlan: a dtype or activation number is out of range");
-            return FloatPlan{&p,
-                             packed,
-                             &qk::float_kernels(static_cast<qk::Isa>(isa), exact),
-                             kernels.store_sum[out_type],
-                             static_cast<qk::DType>(x_type),
-                             out_type == 0 ? 4 : 2,
-                             static_cast<qk::Activation>(activation)};
-        }))
-        .def_property_readonly("products", [](const FloatPlan& l) { return l.products->name; })
-        // Returns -1: no row is refused.
-        .def("run", [](const FloatPlan& l, Address x, int64_t m, int64_t ldx, Address bias, Address out, int threads) {
-            const qk::FloatView& w = l.packed->view();
-            present("linear: x", x, m * w.header->k);
-            present("linear: the result", out, m * w.header->n);
-            py::gil_scoped_release release;
-            qk::Epilogue e;
-            e.out = pointer<void>(out);
-            e.ldo = w.header->n;
-            e.out_bytes = l.out_bytes;
-            e.bias = pointer<float>(bias);
-            e.activation = l.activation;
-            qk::gemm_float(*l.products, pointer<void>(x), l.x_type, m, ldx, w, e, l.store, threads);
-            return -1;
-        });
+    py::class_<FloatPlan, LinearCall>(m, "FloatPlan", "linear(x, w) with float activations, ready to run.")
+        .def(py::init<py::object, int, bool, int, int, int>())
+        .def_property_readonly("products", &FloatPlan::products);
 }

@@ -3,6 +3,7 @@
 
 PYBIND11_MODULE(_native, m) {
     m.doc() = "Native kernels of qkernels. Private: qkernels.ops checks what reaches it.";
+    py::class_<LinearCall>(m, "LinearCall").def("run", &LinearCall::checked);
     bind_machine(m);
     bind_elementwise(m);
     bind_gemm(m);
@@ -11,4 +12,5 @@ PYBIND11_MODULE(_native, m) {
     bind_binary(m);
     bind_conv(m);
     bind_decode(m);
+    bind_program(m);
 }

@@ -1,5 +1,6 @@
 // What decoding one token needs between its linear layers: norms, SwiGLU, and attention over a cache of keys and
-// values. All float32, on the calling thread: each call takes microseconds, less than starting a second one would.
+// values. All float32. Norms and SwiGLU stay on the calling thread: they take microseconds, less than starting a second
+// one would.
 #pragma once
 
 #include "kernels.h"
@@ -12,9 +13,8 @@ struct DecodeAttention {
     const float* turn;  // [heads + kv_heads][head / 2][2]: cosine and sine
     float* store;       // keys, then values: 2 kv_heads planes, `pitch` floats apart, of positions of `head` floats
     int64_t pitch, heads, kv_heads, head, position;
-    float* out;      // [heads][head]
-    float* turned;   // scratch [heads][head]
-    float* weights;  // scratch [position + 1, rounded up to 16]
+    float* out;     // [heads][head]
+    float* turned;  // scratch [heads][head]
 };
 
 struct DecodeKernels {
@@ -23,14 +23,18 @@ struct DecodeKernels {
                      float* out);
     // out[r][i] = silu(x[r][i]) * x[r][n + i]
     void (*swiglu)(const float* x, int64_t rows, int64_t n, float* out);
-    void (*attention)(const DecodeAttention& a);
+    // The token's keys and values into the store, its queries turned.
+    void (*enter_token)(const DecodeAttention& a);
+    // One query head, after that; weights: scratch [position + 1, rounded up to 16].
+    void (*attend)(const DecodeAttention& a, int64_t head, float* weights);
 };
 
 const DecodeKernels& decode_kernels_scalar();
 const DecodeKernels& decode_kernels_avx2();
+const DecodeKernels& decode_kernels_avx512vnni();
 const DecodeKernels& decode_kernels(Isa isa);
 
 // `a` without its scratch.
-void decode_attention(const DecodeKernels& isa, DecodeAttention a);
+void decode_attention(const DecodeKernels& isa, DecodeAttention a, int threads);
 
 }  // namespace qk

@@ -146,23 +146,25 @@ inline void weigh_values(const float* weights, const float* values, int64_t head
     store(out + i, mul(sum, set1(scale)), n);
 }
 
-inline void decode_attention(const qk::DecodeAttention& a) {
-    const int64_t shared = a.heads / a.kv_heads, positions = a.position + 1, head = a.head;
+inline void enter_token(const qk::DecodeAttention& a) {
+    const int64_t head = a.head;
     for (int64_t h = 0; h < a.heads; ++h) turn_pairs(a.qkv + h * head, a.turn + h * head, head, a.turned + h * head);
-    const float scale = 1.0f / std::sqrt(static_cast<float>(head));
     const float *new_keys = a.qkv + a.heads * head, *new_values = new_keys + a.kv_heads * head;
     for (int64_t g = 0; g < a.kv_heads; ++g) {
         float *keys = a.store + g * a.pitch, *values = keys + a.kv_heads * a.pitch;
         turn_pairs(new_keys + g * head, a.turn + (a.heads + g) * head, head, keys + a.position * head);
         std::memcpy(values + a.position * head, new_values + g * head, sizeof(float) * static_cast<size_t>(head));
-        for (int64_t h = g * shared; h < (g + 1) * shared; ++h) {
-            scores(a.turned + h * head, keys, head, positions, a.weights);
-            const float over_sum = exponentials(a.weights, positions, scale);
-            weigh_values(a.weights, values, head, positions, over_sum, a.out + h * head);
-        }
     }
 }
 
-inline qk::DecodeKernels make_decode_kernels() { return {rms_norm, swiglu, decode_attention}; }
+inline void attend(const qk::DecodeAttention& a, int64_t h, float* weights) {
+    const int64_t positions = a.position + 1, head = a.head;
+    const float *keys = a.store + h / (a.heads / a.kv_heads) * a.pitch, *values = keys + a.kv_heads * a.pitch;
+    scores(a.turned + h * head, keys, head, positions, weights);
+    const float over_sum = exponentials(weights, positions, 1.0f / std::sqrt(static_cast<float>(head)));
+    weigh_values(weights, values, head, positions, over_sum, a.out + h * head);
+}
+
+inline qk::DecodeKernels make_decode_kernels() { return {rms_norm, swiglu, enter_token, attend}; }
 
 }  // namespace

@@ -90,6 +90,8 @@ def outside_share(variant, case, parts, repeats=3):
     """
     graph = variant.how == COMPILED and variant.run[case] is not variant.eager.get(case)
     measure = _outside_profiled if graph else _outside_clocked
+    if case in variant.outside:
+        return median(variant.outside[case](*batch) for batch in parts for _ in range(repeats))
     shares = [measure(variant, case, parts) for _ in range(repeats)]
     return None if None in shares else median(shares)
 

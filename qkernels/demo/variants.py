@@ -19,6 +19,8 @@ class Variant:
             ``bias``, or steps of an IntegerNetwork.
     freeze  torch.compile may take the weights as constants.
     eager   of a compiled variant, {case: call} of those in ``run`` that are not compiled.
+    outside {case: function of a call's arguments}: measures the share of its time outside of the layers, where a call
+            in ``run`` does not go through their ``forward``.
     """
 
     family: str  # "float32", "bfloat16" or the name of a recipe
@@ -28,6 +30,7 @@ class Variant:
     freeze: bool = False
     run: dict = field(default_factory=dict)
     eager: dict = field(default_factory=dict)
+    outside: dict = field(default_factory=dict)
 
     def __post_init__(self):
         self.run = self.run or {"one": self.model, "batch": self.model}

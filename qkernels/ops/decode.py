@@ -1,4 +1,4 @@
-"""What decoding one token needs between its linear layers: float32, on the calling thread.
+"""What decoding one token needs between its linear layers, float32.
 
 A layer of a small network runs in tens of microseconds, so calls on plain contiguous tensors skip the registry. They
 are for eager code: torch.compile cannot look into them.
@@ -194,7 +194,7 @@ def decode_attention(qkv, turn, store, position, backend=None):
             out = qkv.new_empty(1, heads * head)
             _native.decode_attention(
                 *(_isa_number(registry._forced), at, t, store.data_ptr(), store.stride(0), length),
-                *(heads, kv, head, position, out.data_ptr()),
+                *(heads, kv, head, position, out.data_ptr(), torch.get_num_threads()),
             )
             return out
     r = decode_attention_request(qkv, turn, store, position, backend)

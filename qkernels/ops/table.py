@@ -112,7 +112,7 @@ for _op, _accepts in (("conv2d", integer_activations), ("conv2d_int", None), ("c
 
 for _op in ("rms_norm", "swiglu", "decode_attention"):
     _calls = getattr(cpu_decode, _op), getattr(reference_backend, _op)
-    add_rows(_op, (None,), "decode", ("scalar", "avx2"), *_calls, exactness="float")
+    add_rows(_op, (None,), "decode", GEMM_ISAS, *_calls, exactness="float")
 
 
 # ---- rows of Triton, for tensors on a CUDA device: after those of CUDA C++, which come first where both take a call --

@@ -11,7 +11,7 @@ from .. import picture
 from ..variants import COMPILED, QK, Variant, compile_some, compiler, nbytes
 from . import data
 from .gguf_file import File
-from .model import LanguageModel, linear_layers
+from .model import LanguageModel, Step, linear_layers
 from .recipes import RECIPES, build  # noqa: F401
 
 # Tokens of the prompt, decoded after it, read at once for the perplexity, and of these only read; and such chunks.
@@ -45,6 +45,7 @@ class Session:
     def __init__(self, model, prompt, tokens):
         self.model, self.read = model, len(prompt)
         self.store = model.cache(len(prompt) + tokens)
+        self.step = Step.of(model, self.store) or self._eager
         self.first = self.prompt(prompt)
 
     @torch.inference_mode()
@@ -57,9 +58,20 @@ class Session:
         """``count`` tokens after the prompt and its next token, each the most likely: int64 (count,)."""
         token, out = self.first, []
         for position in range(self.read, self.read + count):
-            token = self.model(token, self.store, position, 1).argmax(-1)
+            token = self.step(token, position).argmax(-1)
             out.append(token)
         return torch.cat(out)
+
+    def _eager(self, token, position):
+        return self.model(token, self.store, position, 1)
+
+    def outside(self, count):
+        """Share of ``decode``'s time that is not spent in linear layers; of a recorded step."""
+        start = time.perf_counter()
+        self.decode(count)
+        total = time.perf_counter() - start
+        calls = self.step.program.clock(self.read + count // 2)
+        return 1 - count * sum(seconds for name, seconds in calls if name == "linear") / total
 
 
 class CompiledSession(Session):
@@ -83,7 +95,9 @@ def _variant(family, model, cases):
     (count,), (prompt,) = cases["decode"][0], cases["prompt"][0]
     session = Session(model, prompt, count)
     run = {"decode": session.decode, "prompt": session.prompt}
-    return Variant(family, PLAIN if family in FLOATS else QK, model, linear_layers(model), run=run)
+    outside = {"decode": session.outside} if isinstance(session.step, Step) else {}
+    how = PLAIN if family in FLOATS else QK
+    return Variant(family, how, model, linear_layers(model), run=run, outside=outside)
 
 
 def compiled(variant, cases, dynamic):

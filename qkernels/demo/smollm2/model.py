@@ -2,7 +2,8 @@
 
 Query, key and value are one linear layer, gate and up another, and the weights keep the order of the gguf file, in
 which a rotary position turns neighbouring numbers: a complex product. A float32 step of one token is eight calls a
-layer: its four linear layers, and qkernels' ``rms_norm``, ``decode_attention`` and ``swiglu`` between them.
+layer: its four linear layers, and qkernels' ``rms_norm``, ``decode_attention`` and ``swiglu`` between them; where the
+linear layers are qkernels' too, they are recorded once and run as one (``Step``).
 Every variant that the demo measures runs this module; they differ in their linear layers.
 """
 
@@ -13,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ... import decode_attention, rms_norm, swiglu
+from ... import Program, decode_attention, rms_norm, swiglu
+from ...nn import Linear
 from . import data
 
 
@@ -120,6 +122,13 @@ class Layer(nn.Module):
         y = self.gate_up.forward(rms_norm(x, self.norm2.weight, self.norm2.eps, y))
         return self.down.forward(swiglu(y))
 
+    def record(self, program, x, added, turns, store):
+        """``step`` into a qkernels.Program, for every position that ``turns`` has; its linear layers are qkernels'."""
+        h = program.rms_norm(x, self.norm1.weight, self.norm1.eps, added)
+        y = program.decode_attention(_linear(program, h, self.qkv), turns, store)
+        h = program.rms_norm(x, self.norm2.weight, self.norm2.eps, _linear(program, y, self.out))
+        return _linear(program, program.swiglu(_linear(program, h, self.gate_up)), self.down)
+
     def _attend(self, q, store, start, mask):
         """(T, heads, head) over the store -> (T, hidden)."""
         k, v = store.view(2, 1, -1, *store.shape[1:]).unbind(0)
@@ -131,6 +140,36 @@ class Layer(nn.Module):
         q, causal = q.transpose(0, 1)[None], mask is None
         y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
         return y[0].transpose(0, 1).flatten(1)
+
+
+def _linear(program, x, m):
+    return program.linear(x, m.weight, m.bias, m.activation, m.input_quant)
+
+
+class Step:
+    """A network's step of one token on one cache, recorded: ``step(token, position)`` -> logits (1, vocabulary).
+
+    The logits are written anew by each call. All linear layers are qkernels' and the cache is float32.
+    """
+
+    def __init__(self, model, cache):
+        self.program, self.embed = Program(), model.embed
+        self.x, added = torch.empty(1, model.config.hidden), None
+        for layer, store in zip(model.layers, cache.unbind()):
+            added = layer.record(self.program, self.x, added, model.turns, store)
+        h = self.program.rms_norm(self.x, model.norm.weight, model.norm.eps, added)
+        self.logits = _linear(self.program, h, model.head)
+
+    @classmethod
+    def of(cls, model, cache):
+        """None where the model has other layers or another dtype."""
+        ours = all(isinstance(m, Linear) for m in linear_layers(model).values())
+        return cls(model, cache) if ours and cache.dtype == torch.float32 else None
+
+    def __call__(self, token, position):
+        self.x.copy_(self.embed(token))
+        self.program.run(position)
+        return self.logits
 
 
 class Rows(nn.Module):
