@@ -131,7 +131,7 @@ def test_strides_and_batches(rng):
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c['BN']}x{c['BM']}")
-@pytest.mark.parametrize("splits", [1, 2, 5])
+@pytest.mark.parametrize("splits", [1, 4])
 def test_tiles_and_splits_never_change_a_bit(config, splits, rng):
     m, k, n = 18, 330, 41
     x, q = torch.from_numpy(rng.standard_normal((m, k)).astype(np.float32)), qk.InputQuant()
@@ -349,7 +349,7 @@ def test_linear_float(kernel, case, rng):
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c['BN']}x{c['BM']}")
-@pytest.mark.parametrize("splits", [1, 2, 5])
+@pytest.mark.parametrize("splits", [1, 3])
 @pytest.mark.parametrize("group_size", [None, 16, 17, 32, 64, 96, 128, 320])
 def test_float_tiles_and_splits(config, splits, group_size, rng):
     m, k, n = 17, 330, 37
