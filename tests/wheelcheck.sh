@@ -19,7 +19,7 @@ mkdir "$scratch/dist"
 sdist=$(ls "$scratch"/dist/*.tar.gz)
 tar tzf "$sdist" >"$scratch/listing"
 for file in csrc/cpu/gemm.cpp csrc/bindings/module.cpp csrc/common/types.h CMakeLists.txt setup.py pyproject.toml LICENSE \
-    README.md CHANGELOG.md triton_kernels/__init__.py qkernels/demo/page.html qkernels/demo/minilm/data/calibration.txt; do
+    README.md CHANGELOG.md triton_kernels/__init__.py triton_kernels/configs/sm_90.json qkernels/demo/page.html qkernels/demo/minilm/data/calibration.txt; do
     grep -q "/$file\$" "$scratch/listing" || { echo "the sdist lacks $file"; exit 1; }
 done
 if grep -E '\.(so|o|pyc)$' "$scratch/listing"; then
@@ -35,7 +35,7 @@ import sys
 import zipfile
 
 names = zipfile.ZipFile(sys.argv[1]).namelist()
-for part in ("qkernels/_native.", "qkernels/triton_kernels/__init__.py", "qkernels/demo/page.html",
+for part in ("qkernels/_native.", "qkernels/triton_kernels/__init__.py", "qkernels/triton_kernels/configs/sm_90.json", "qkernels/demo/page.html",
     "qkernels/demo/minilm/data/calibration.txt", "qkernels/demo/efficientnet/model.py", "licenses/LICENSE"):
     assert any(part in n for n in names), f"the wheel lacks {part}"
 foreign = [n for n in names if "libgomp" in n or n.startswith(("csrc", "tests", "triton_kernels"))]

@@ -1,6 +1,7 @@
 """The rows of the registry: which kernel computes which operation for which weight format."""
 
 from .. import cpu, cpu_binary, cpu_conv, cpu_decode, cpu_float, cpu_integer, reference_backend, registry
+from .. import triton_backend as triton
 from ..formats.operand import why_no_integers
 from ..registry import Kernel
 
@@ -112,3 +113,22 @@ for _op, _accepts in (("conv2d", integer_activations), ("conv2d_int", None), ("c
 for _op in ("rms_norm", "swiglu", "decode_attention"):
     _calls = getattr(cpu_decode, _op), getattr(reference_backend, _op)
     add_rows(_op, (None,), "decode", GEMM_ISAS, *_calls, exactness="float")
+
+
+# ---- rows of Triton, for tensors on a CUDA device: after those of CUDA C++, which come first where both take a call --
+
+registry.DEVICE_BACKENDS["triton"] = triton.unavailable
+
+
+def add_triton_rows(op, formats, core, call, accepts, exactness="exact", tag=None):
+    for name in formats:
+        registry.register(Kernel(op, name, "triton", None, core, accepts, call, exactness, tag))
+
+
+add_triton_rows("linear", FLOAT_FORMATS, "gemm", triton.linear, triton.accepts_integers)
+_float = {"exactness": "float", "tag": "float"}
+add_triton_rows("linear", FLOAT_FORMATS, "gemm_float", triton.linear_float, triton.accepts_floats, **_float)
+for _op in ("matmul_int", "linear_requant"):
+    add_triton_rows(_op, FLOAT_FORMATS, "gemm", getattr(triton, _op), triton.accepts_codes)
+for _op in ("requantize", "quantize_activations"):
+    add_triton_rows(_op, (None,), "elementwise", getattr(triton, _op), triton.refuses)
