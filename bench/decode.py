@@ -11,6 +11,7 @@ llama.cpp multiplies Q4_1 by activations that it rounds to 8 bits in blocks of 3
 in float16; qkernels keeps them in float32.  "q4_1" leaves activations floats.
 llama.cpp is called through the C functions that its binding exposes, so its Python costs a few microseconds a token:
     pip install llama-cpp-python==0.3.36     # builds llama.cpp for this machine's instructions, ten minutes
+Built for AMX, this version crashes where it reads more than one token at once: --peer-batch 1 compares decoding alone.
 Results go to bench/results/decode-<date>.json.
 """
 
@@ -40,13 +41,16 @@ class LlamaCpp:
         self.c, self.np = llama_cpp, np
         options = {"n_ctx": room, "n_batch": batch, "n_ubatch": batch, "verbose": False, "logits_all": False}
         self.model = llama_cpp.Llama(path, n_threads=threads, n_threads_batch=threads, **options)
-        self.context = self.model._ctx.ctx
-        self.version = f"llama-cpp-python {llama_cpp.__version__}"
+        self.context, self.batch = self.model._ctx.ctx, batch
+        features = llama_cpp.llama_print_system_info().decode()
+        names = [f.split(" = ")[0].strip() for f in features.split("|") if " = 1" in f]
+        self.version = f"llama-cpp-python {llama_cpp.__version__} ({', '.join(names)})"
 
     def prompt(self, ids):
         self.read = len(ids)
         self._forget(0)
-        self.first = self._next(ids)
+        for i in range(0, len(ids), self.batch):
+            self.first = self._next(ids[i : i + self.batch])
         return self.first
 
     def decode(self, count):
@@ -107,7 +111,7 @@ def worker(engine, request):
     room = len(r["prompt"]) + r["tokens"]
     try:
         if engine == PEER:
-            run = LlamaCpp(r["path"], len(r["cpus"]), room, len(r["prompt"]))
+            run = LlamaCpp(r["path"], len(r["cpus"]), room, r["peer_batch"] or len(r["prompt"]))
         else:
             run = Qkernels(engine, len(r["cpus"]), r["prompt"], r["tokens"])
         run.prompt(r["prompt"])
@@ -171,7 +175,7 @@ def start(names, python, request, console):
     return engines
 
 
-def measure(engines, rounds, items):
+def measure(engines, rounds, items, peer_batch=None):
     """One row an engine: medians of tokens a second, and of the ratios to llama.cpp within a round."""
     times = {e.name: {"decode": [], "prompt": []} for e in engines}
     tokens = {}
@@ -185,7 +189,7 @@ def measure(engines, rounds, items):
         row = {"engine": e.name, "version": e.hello["version"], "seconds": times[e.name]}
         for case, count in items.items():
             row[case] = {"per_second": count / median(times[e.name][case])}
-            if PEER in times:
+            if PEER in times and not (case == "prompt" and peer_batch):
                 ratios = [theirs / ours for theirs, ours in zip(times[PEER][case], times[e.name][case])]
                 row[case]["over_llama_cpp"] = median(ratios)
         if PEER in times:
@@ -229,6 +233,9 @@ def main():
     parse.add_argument("--prompt", type=int, default=256, help="tokens of the prompt")
     parse.add_argument("--tokens", type=int, default=64, help="tokens decoded after it")
     parse.add_argument("--python", default=sys.executable, help="the Python that has llama_cpp")
+    parse.add_argument(
+        "--peer-batch", type=int, help="prompt tokens that llama.cpp reads at once; default: all"
+    )
     parse.add_argument("--out", type=Path, help="the JSON file")
     args = parse.parse_args()
 
@@ -249,10 +256,11 @@ def main():
             "prompt": ids,
             "tokens": args.tokens,
             "path": str(data.model_file()),
+            "peer_batch": args.peer_batch,
         }
         engines = start([PEER, *args.recipes], args.python, request, console)
         try:
-            results[threads] = measure(engines, args.rounds, items)
+            results[threads] = measure(engines, args.rounds, items, args.peer_batch)
         finally:
             for e in engines:
                 e.close()
@@ -261,6 +269,7 @@ def main():
     out = args.out or HERE / "results" / f"decode-{today}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     settings = {"prompt": args.prompt, "tokens": args.tokens, "rounds": args.rounds}
+    settings["peer_batch"] = args.peer_batch
     about = {"date": today, "machine": machine(), "settings": settings}
     out.write_text(json.dumps({**about, "threads": results}, indent=1) + "\n")
     console.print(f"Written: {out}")
