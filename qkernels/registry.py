@@ -28,7 +28,7 @@ class Kernel:
 
     ``accepts(request)`` returns None, or the reason why this kernel refuses. ``run(request)`` computes.
     Calling the row runs its op with this kernel and no other: ``kernel(x, w, ...)``. ``tag`` tells rows of one
-    op, format and ISA apart.
+    op, format and ISA apart. ``arch``: the least GPU architecture of a kernel that runs on a device.
     """
 
     op: str
@@ -40,9 +40,11 @@ class Kernel:
     run: object
     exactness: str = "exact"
     tag: object = None
+    arch: object = None
 
     def __str__(self):
-        parts = (self.op, self.format, "-".join(p for p in (self.backend, self.isa, self.tag) if p))
+        where = (self.backend, self.isa, self.arch, self.tag)
+        parts = (self.op, self.format, "-".join(p for p in where if p))
         return "/".join(p for p in parts if p)
 
     def __call__(self, *args, **options):
@@ -53,6 +55,8 @@ class Kernel:
 
 
 _table = []
+# Backends whose kernels take tensors on a device: name -> a function that gives None, or why they cannot run here.
+DEVICE_BACKENDS = {}
 _forced = None  # ISA that force_isa chose
 _said = set()  # fallbacks already logged
 _forked = False  # a forked child computes on one thread: csrc/cpu/parallel.cpp
@@ -72,9 +76,22 @@ def register(*rows):
     _table.extend(rows)
 
 
-def kernels(op=None):
-    """The rows of the table, of one op or all, that this machine can run."""
-    return [k for k in _table if op in (None, k.op) and (k.isa is None or ISAS[k.isa][1])]
+def kernels(op=None, device="cpu"):
+    """The rows of the table, of one op or all, that this machine can run: on CPU arrays, or "cuda" tensors."""
+    rows = [k for k in _table if op in (None, k.op) and (k.backend in DEVICE_BACKENDS) == (device != "cpu")]
+    if device == "cpu":
+        return [k for k in rows if k.isa is None or ISAS[k.isa][1]]
+    return [k for k in rows if DEVICE_BACKENDS[k.backend]() is None]
+
+
+def takes_devices(op):
+    """Whether a row of the op takes tensors that are not on the CPU."""
+    return any(k.op == op and k.backend in DEVICE_BACKENDS for k in _table)
+
+
+def device_of(x):
+    """The device of a tensor as torch names its kind: "cpu", "cuda" ...; "cpu" for arrays."""
+    return getattr(getattr(x, "device", None), "type", "cpu")
 
 
 def current_isa():
@@ -129,6 +146,10 @@ def _why_not(kernel, request):
         return f"the weight is {type(request.w).__name__}"
     if request.backend is not None and kernel.backend != request.backend:
         return f"backend={request.backend!r} was asked for"
+    if kernel.backend not in DEVICE_BACKENDS and device_of(request.x) != "cpu":
+        return f"x is on {request.x.device}, and would have to leave it"
+    if kernel.backend in DEVICE_BACKENDS and request.backend is None and device_of(request.x) == "cpu":
+        return "x is on the CPU"
     return kernel.accepts(request)
 
 
@@ -164,7 +185,8 @@ def pick(request):
 
 
 def _say_fallback(kernel, reasons):
-    text = "; ".join(r for r in reasons if "is in use" not in r and "the weight is" not in r)
+    quiet = ("is in use", "the weight is", "x is on the CPU")
+    text = "; ".join(r for r in reasons if not any(q in r for q in quiet))
     if (kernel, text) not in _said:
         _said.add((kernel, text))
         log.warning("%s runs, which is slow (said once): %s", kernel, text)
@@ -229,6 +251,8 @@ def num_threads():
 
 def capabilities():
     """What this installation can do on this machine: versions, ISAs, threads, and the names of all kernels."""
+    from . import cuda
+
     torch = sys.modules.get("torch")
     return {
         "version": __version__,
@@ -236,5 +260,6 @@ def capabilities():
         "isas": {name: ok for name, (_, ok) in ISAS.items()},
         "isa": current_isa(),
         "threads": num_threads(),
-        "kernels": [str(k) for k in kernels()],
+        "kernels": [str(k) for k in (*kernels(), *kernels(device="cuda"))],
+        "cuda": cuda.capabilities(),
     }

@@ -1,5 +1,5 @@
-"""Builds of the CUDA kernels for tests: with nvcc, and with the host compiler for the emulator. Both are kept in build/,
-so that a second run builds only what changed.
+"""Builds of the CUDA kernels for tests: with nvcc, and with the host compiler for the emulator. Both are kept in
+build/, so that a second run builds only what changed.
 """
 
 import functools

@@ -13,4 +13,4 @@ inline void require(bool ok, const char* what) {
     if (!ok) throw std::invalid_argument(what);
 }
 
-void bind_cuda_quantize(py::module_& m);  // cuda_quantize.cpp
+void bind_cuda_gemm(py::module_& m);  // cuda_gemm.cpp

@@ -32,5 +32,5 @@ PYBIND11_MODULE(_cuda, m) {
         out["memory_bytes"] = d.memory_bytes;
         return out;
     });
-    bind_cuda_quantize(m);
+    bind_cuda_gemm(m);
 }

@@ -37,8 +37,12 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_
         check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    static_cast<int>(shared_bytes)),
               "the shared memory of a kernel");
-    kernel<<<grid, block, shared_bytes, stream> > >(static_cast<Parameters>(arguments)...);
-    check(cudaGetLastError(), "a kernel's launch");
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), "a kernel's launch");
 }
 
 inline void fill_bytes(void* data, int value, size_t bytes, Stream stream) {

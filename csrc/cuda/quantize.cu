@@ -64,6 +64,7 @@ __global__ void quantize_rows(const Quantize q, bool aligned) {
     const T* x = static_cast<const T*>(q.x) + row * q.ldx;
     uint8_t* out = q.codes + row * q.ldo;
     const bool per_k = q.inv_k != nullptr;
+    for (int64_t i = row * blockDim.x + threadIdx.x; i < q.clear_count; i += q.m * blockDim.x) q.clear[i] = 0;
 
     float scale = q.mode == InputMode::static_tensor ? q.scale : 1.0f;
     if (q.mode == InputMode::dynamic_token)
@@ -112,7 +113,8 @@ __global__ void quantize_rows(const Quantize q, bool aligned) {
 
 template <class T>
 void quantize_type(const Quantize& q, Stream stream) {
-    const bool aligned = reinterpret_cast<uintptr_t>(q.x) % 16 == 0 && q.ldx * sizeof(T) % 16 == 0;
+    const bool aligned = reinterpret_cast<uintptr_t>(q.x) % 16 == 0 && q.ldx * sizeof(T) % 16 == 0 &&
+                         reinterpret_cast<uintptr_t>(q.codes) % 8 == 0 && q.ldo % 8 == 0;
     const int64_t work = ceil_div(q.k_pad, Vector<T>::kCount);
     const dim3 grid(static_cast<unsigned>(q.m)), block(work <= 64 ? 64 : work <= 256 ? 128 : 256);
     if (q.mode == InputMode::dynamic_tensor) {

@@ -26,6 +26,8 @@ struct Quantize {
     float* scales = nullptr;          // [m], of each row also where one scale is for all; or null
     int32_t* sums = nullptr;          // [m]: sum of the row's codes; or null
     uint32_t* tensor_bits = nullptr;  // [1], scratch of dynamic_tensor
+    int32_t* clear = nullptr;         // [clear_count] becomes 0: counters of the kernel that follows (split_k.h)
+    int64_t clear_count = 0;
 };
 
 void quantize(const Quantize& q, Stream stream);

@@ -65,7 +65,7 @@ def linear_requant_request(
     op = "linear_requant"
     check_array(op, "xq", xq, ("int8", "uint8"))
     check_weight(op, xq, w)
-    check_vector(op, "bias", bias, w.shape[0], ("int32",))
+    check_vector(op, "bias", bias, w.shape[0], ("int32",), xq)
     zero_point = integer_input(op, xq, w, x_zero_point, bias)
     name = name_of_dtype(op, out_dtype, "int8", ("int8", "uint8"))
     limits = check_requant(op, requant, w.shape[0]).limits(activation, np.dtype(name))

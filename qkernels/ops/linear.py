@@ -55,7 +55,7 @@ def linear(
     With InputQuant(bits=1) both sides are signs: acc is that of ``matmul_binary`` and alpha of the weight its scale.
 
     Args:
-        x: (..., K) float32, bfloat16 or float16; torch CPU tensor or NumPy array, any strides.
+        x: (..., K) float32, bfloat16 or float16; torch tensor on the CPU or a CUDA device, or NumPy array; any strides.
         w: a weight (N, K) of any format; BinaryWeight or TernaryWeight with InputQuant(bits=1). With other input_quants
             its values must be integers of int8 times a scale: of formats with a table ``w.int_table()`` says so.
         bias: (N,) floats, used as float32; or None.
@@ -64,7 +64,8 @@ def linear(
         compute_dtype: of the products in weight-only calls: "bfloat16", "float32", or None: bfloat16 where the CPU
             multiplies it (AVX512-BF16), else float32.
         out_dtype: float32, bfloat16 or float16; None is the dtype of x.
-        backend: None (the fastest that takes the call), "cpu" or "reference"; a named one never falls back.
+        backend: None (the fastest that takes the call where x is), "cpu", "cuda" or "reference"; a named one never falls
+            back.
 
     Returns:
         (..., N), of the kind that x is.
@@ -110,7 +111,7 @@ def linear_request(
         return binary.linear_request(x, w, bias, activation, input_quant, compute_dtype, out_dtype, backend)
     check_array(op, "x", x, tuple(FLOATS))
     check_weight(op, x, w)
-    check_vector(op, "bias", bias, w.shape[0], (*FLOATS, "float64"))
+    check_vector(op, "bias", bias, w.shape[0], (*FLOATS, "float64"), x)
     check_activation(op, activation)
     if input_quant is not None:
         if not isinstance(input_quant, InputQuant):

@@ -12,6 +12,7 @@ from ..formats import WeightFormat
 from ..formats.base import check_integer
 from ..formats.operand import code_extreme
 from ..quant import Requant
+from ..registry import takes_devices
 
 INT32_MAX = 2**31 - 1
 
@@ -45,7 +46,8 @@ class Request:
         """An uninitialized (m, columns) result of the kind that x is."""
         if is_torch(self.x):
             torch = sys.modules["torch"]
-            return torch.empty((self.m, self.columns), dtype=getattr(torch, name))
+            shape, dtype = (self.m, self.columns), getattr(torch, name)
+            return torch.empty(shape, dtype=dtype, device=self.x.device)
         return np.empty((self.m, self.columns), name)
 
     def shaped(self, out):
@@ -73,9 +75,11 @@ def check_array(op, name, x, dtypes):
         raise DTypeError(f"{op}: {name} is a {type(x).__name__}; accepted: a torch tensor or a NumPy array.")
     if dtype_name(x) not in dtypes:
         raise DTypeError(f"{op}: {name} has dtype {dtype_name(x)}; accepted: {', '.join(dtypes)}.")
-    if is_torch(x) and (x.device.type != "cpu" or x.layout is not sys.modules["torch"].strided):
+    devices = ("cpu", "cuda") if takes_devices(op) else ("cpu",)
+    if is_torch(x) and (x.device.type not in devices or x.layout is not sys.modules["torch"].strided):
         raise ArgumentError(
-            f"{op}: {name} is on device {x.device} ({x.layout}); accepted: a dense tensor on cpu. Call {name}.cpu()."
+            f"{op}: {name} is on device {x.device} ({x.layout}); accepted: a dense tensor on {' or '.join(devices)}. "
+            f"Call {name}.cpu()."
         )
     if x.ndim < 1:
         raise ArgumentError(f"{op}: {name} has no dimension; accepted: (..., K).")
@@ -99,13 +103,24 @@ def check_weight(op, x, w):
         )
 
 
-def check_vector(op, name, v, n, dtypes):
+def check_vector(op, name, v, n, dtypes, x=None):
+    """``x``: what the vector must share the device with."""
     if v is None:
         return
     check_array(op, name, v, dtypes)
+    check_device(op, name, v, x)
     if tuple(v.shape) != (n,):
         raise ArgumentError(
             f"{op}: {name} has shape {tuple(v.shape)}; accepted: ({n},), one per output channel."
+        )
+
+
+def check_device(op, name, v, x):
+    here = str(v.device) if is_torch(v) else "cpu"
+    there = str(x.device) if is_torch(x) else "cpu"
+    if x is not None and here != there:
+        raise ArgumentError(
+            f"{op}: {name} is on {here}, x is on {there}; accepted: one device. Call {name}.to(x.device)."
         )
 
 
@@ -142,12 +157,23 @@ def check_accumulator(op, w, lo, hi, zero_point, bias=None, along="K"):
         return
     largest = terms * max(abs(lo - zero_point), abs(hi - zero_point)) * extreme
     if bias is not None and len(bias):
-        largest += int(abs(as_numpy(bias, op, "bias").astype(np.int64)).max())
+        largest += _extreme(op, bias)
     if largest > INT32_MAX:
         raise ArgumentError(
             f"{op}: K = {terms} with x_zero_point = {zero_point} could reach an accumulator of {largest}; int32 "
             f"holds {INT32_MAX}. Split the layer along {along}, or use a smaller zero point."
         )
+
+
+def _extreme(op, bias):
+    """max|bias|. Of a CUDA tensor it is kept with it, so that only the first call waits for the device."""
+    if not is_torch(bias) or bias.device.type == "cpu":
+        return int(abs(as_numpy(bias, op, "bias").astype(np.int64)).max())
+    kept = getattr(bias, "_qkernels_extreme", None)
+    if kept is None or kept[0] != bias._version:
+        kept = bias._version, int(bias.detach().long().abs().max())
+        bias._qkernels_extreme = kept
+    return kept[1]
 
 
 def integer_input(op, xq, w, x_zero_point, bias=None):

@@ -245,6 +245,10 @@ T __ldg(const T* p) {
     qk::cuda::emulator::require_aligned("__ldg", p, sizeof(T));
     return *p;
 }
+template <class T>
+T __ldcg(const T* p) {
+    return __ldg(p);
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
