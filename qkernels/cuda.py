@@ -1,7 +1,7 @@
 """The CUDA backend: weights prepacked on a device, and calls from checked arguments to the kernels of csrc/cuda.
 
-A weight's arrays live on the host; what a kernel reads is made at the first call on a device, uploaded, and kept with the
-weight for that device. Calls run on torch's current stream of the device of x, allocate through torch and never
+A weight's arrays live on the host; what a kernel reads is made at the first call on a device, uploaded, and kept with
+the weight for that device. Calls run on torch's current stream of the device of x, allocate through torch and never
 synchronise, so that they can be captured in a CUDA graph. For that reason they do not refuse activations that are not
 finite: results of such a row (of all rows, with one dynamic scale for the tensor) are NaN.
 """

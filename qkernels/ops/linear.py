@@ -64,14 +64,15 @@ def linear(
         compute_dtype: of the products in weight-only calls: "bfloat16", "float32", or None: bfloat16 where the CPU
             multiplies it (AVX512-BF16), else float32.
         out_dtype: float32, bfloat16 or float16; None is the dtype of x.
-        backend: None (the fastest that takes the call where x is), "cpu", "cuda" or "reference"; a named one never falls
-            back.
+        backend: None (the fastest that takes the call where x is), "cpu", "cuda" or "reference"; a named one never
+            falls back.
 
     Returns:
         (..., N), of the kind that x is.
 
     Raises:
-        ArgumentError: shapes, devices or values outside of the above; x not finite where it is quantized.
+        ArgumentError: shapes, devices or values outside of the above; x not finite where it is quantized (on a CUDA
+            device, where a call does not wait for the numbers, results of such a row are NaN instead).
         DTypeError: a dtype outside of the above.
         UnsupportedError: no kernel takes the call.
     """
