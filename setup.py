@@ -21,6 +21,8 @@ class CMakeBuild(build_ext):
     """Configures and builds _native, and _cuda beside it, into the place where setuptools looks for them."""
 
     def build_extension(self, ext):
+        if ext.name.endswith("_cuda"):  # built with _native, if at all
+            return
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
@@ -41,8 +43,9 @@ class CMakeBuild(build_ext):
             configure.append(f"-DQKERNELS_SANITIZE={os.environ['QKERNELS_SANITIZE']}")
         configure.append(f"-DQKERNELS_CUDA={os.environ.get('QKERNELS_CUDA') or 'auto'}")
         configure += os.environ.get("CMAKE_ARGS", "").split()
-        for old in target.parent.glob("_cuda*.so"):  # of a build with another setting
-            old.unlink()
+        for folder in {target.parent, ROOT / "qkernels"} if self.editable_mode else {target.parent}:
+            for old in folder.glob("_cuda*.so"):  # of a build with another setting
+                old.unlink()
         subprocess.run(configure, check=True)
         subprocess.run([_tool("cmake"), "--build", str(build), "--target", "_native", "_cuda"], check=True)
 
@@ -63,4 +66,8 @@ def _tool(name):
     return found
 
 
-setup(ext_modules=[Extension("qkernels._native", sources=[])], cmdclass={"build_ext": CMakeBuild})
+EXTENSIONS = [
+    Extension("qkernels._native", sources=[]),
+    Extension("qkernels._cuda", sources=[], optional=True),
+]
+setup(ext_modules=EXTENSIONS, cmdclass={"build_ext": CMakeBuild})

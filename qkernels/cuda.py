@@ -97,7 +97,7 @@ def int8_fragments(codes, n_pad, k_pad):
 
 
 def int8_block(w):
-    """The block of csrc/cuda/gemm_layout.h of a weight, uint8, on the host; and (has_zero_point, has_input_scale)."""
+    """The block of csrc/cuda/gemm_layout.h of a weight, uint8, on the host, and its flags."""
     w = integer_operand(w)
     codes = np.ascontiguousarray(w.codes(), np.int8)
     n, k = codes.shape
@@ -118,7 +118,7 @@ def int8_block(w):
     put("offset", sums.astype(np.int32))
     if flags[1]:
         put("inv_input", np.float32(1) / np.asarray(w.input_scale, np.float32))
-    return block, flags
+    return block, flags[0] + 2 * flags[1]
 
 
 def upload(array, where):
@@ -136,7 +136,8 @@ def upload(array, where):
 
 
 def packed_tensor(w, where):
-    """The compute layout of a weight on a device: the tensor and its flags, made once for each device."""
+    """The compute layout of a weight on a device: the tensor and its flags (1 zero points, 2 input scales), made once
+    for each device."""
     kept = w.__dict__.setdefault("_cuda_int8", {})
     key = where.type, where.index or 0
     if key not in kept:
@@ -145,38 +146,54 @@ def packed_tensor(w, where):
     return kept[key]
 
 
+def native_weight(tensor, n, k, flags):
+    """The checked view of a prepacked tensor."""
+    flags = bool(flags & 1), bool(flags & 2)
+    return native.Int8Weight(index_of(tensor), tensor.data_ptr(), tensor.numel(), tensor, n, k, *flags)
+
+
 def packed(w, where):
     """The native weight of ``packed_tensor``."""
     kept = w.__dict__.setdefault("_cuda_int8_native", {})
     key = where.type, where.index or 0
     if key not in kept:
         tensor, flags = packed_tensor(w, where)
-        kept[key] = native.Int8Weight(
-            key[1], tensor.data_ptr(), tensor.numel(), tensor, *w.matrix_shape, *flags
-        )
+        kept[key] = native_weight(tensor, *w.matrix_shape, flags)
     return kept[key]
 
 
 def refuses_weight(request):
     """None, or why the int8 core does not take the weight."""
-    reason = why_no_integers(request.w)
-    if reason is None and integer_operand(request.w).is_grouped:
+    return _weight_reason(request.w)
+
+
+def _weight_reason(w):
+    reason = why_no_integers(w)
+    if reason is None and w.is_grouped:
         return "the weight has group-wise scales; this kernel takes one a channel or tensor"
     return reason
 
 
 def refuses_quant(request):
     """None, or why the int8 core does not take the activations."""
-    q = request.options["input_quant"]
+    return _quant_reason(request.options["input_quant"])
+
+
+def _quant_reason(q):
     if q is None:
-        return "input_quant is None (weight-only)"
+        return "input_quant is None (weight-only): no kernel of this backend"
     if q.bits == 1:
         return "input_quant has bits=1: that is for the binary core"
-    return refuses_power(request)
+    return "input_quant has a power" if q.power is not None else None
 
 
 def refuses_power(request):
-    return "input_quant has a power" if request.options["input_quant"].power is not None else None
+    return _quant_reason(request.options["input_quant"])
+
+
+def refuses_compiled(w, input_quant):
+    """None, or why ``linear`` with this weight cannot be traced for a device."""
+    return _quant_reason(input_quant) or _weight_reason(w)
 
 
 # ---- calls ------------------------------------------------------------------------------------------------------
@@ -190,24 +207,41 @@ def scratch(size, like):
 def quantization(q):
     """(mode, lo, hi, largest, zero_point, scale) of an InputQuant: csrc/cuda/quantize.h."""
     mode = input_mode(q)
-    lo, hi = q.limits
-    if mode < 2:
-        lo = -hi if q.signed else 0
-    return mode, lo, hi, hi, q.zero_point or 0, q.scale if mode == 2 else 1.0
+    return code_range(mode, q.bits, q.signed, q.zero_point or 0, q.scale if mode == 2 else 1.0)
+
+
+def code_range(mode, bits, signed, zero_point, scale):
+    hi = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
+    lo = 0 if not signed else -hi if mode < 2 else -hi - 1
+    return mode, lo, hi, hi, zero_point, scale
 
 
 def linear(r):
     """Registry entry of ``linear`` with integer activations: r is an ops.Request."""
-    w, x, out = packed(r.w, r.x.device), r.x2, r.empty(r.out_name)
     bias = None if r.bias is None else float_vector(r.bias)
-    memory = scratch(w.scratch_bytes(r.m), x)
+    options = r.options["activation"], getattr(sys.modules["torch"], r.out_name)
+    w, quant = packed(r.w, r.x.device), quantization(r.options["input_quant"])
+    return r.shaped(_linear(w, r.x2, r.m, r.pitch, bias, quant, ACTIVATIONS[options[0]], options[1]))
+
+
+def linear_on_tensor(x, tensor, bias, n, flags, quant, activation, out_dtype):
+    """``linear`` on a prepacked tensor, as the torch operator has it; activation is its number."""
+    k = x.shape[-1]
+    w = native_weight(tensor, n, k, flags)
+    rows = x.reshape(-1, k).contiguous() if k else x.new_empty((x.shape[:-1].numel(), 0))
+    out = _linear(w, rows, rows.shape[0], k, bias, quant, activation, out_dtype)
+    return out.reshape(*x.shape[:-1], n)
+
+
+def _linear(w, x, m, pitch, bias, quant, activation, out_dtype):
+    torch = sys.modules["torch"]
+    out = torch.empty((m, w.shape[0]), dtype=out_dtype, device=x.device)
+    memory = scratch(w.scratch_bytes(m), x)
     w.linear(
-        *(stream_of(x), address(x), FLOATS[dtype_name(x)], r.m, r.pitch),
-        *quantization(r.options["input_quant"]),
-        *(address(bias), ACTIVATIONS[r.options["activation"]], FLOATS[r.out_name], address(out)),
-        *(address(memory), memory.numel()),
+        *(stream_of(x), address(x), FLOATS[dtype_name(x)], m, pitch, *quant, address(bias), activation),
+        *(FLOATS[dtype_name(out)], address(out), address(memory), memory.numel()),
     )
-    return r.shaped(out)
+    return out
 
 
 def matmul_int(r):

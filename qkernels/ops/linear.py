@@ -90,17 +90,19 @@ def linear(
                 return y
     request = linear_request(x, w, bias, activation, input_quant, compute_dtype, out_dtype, backend)
     kernel = registry.pick(request)
-    if kernel.backend == "cpu" and is_torch(x):
-        if traced:
-            from .. import _torch_ops
+    if traced and kernel.backend == x.device.type:
+        from .. import _torch_ops
 
-            block, exact = _torch_ops.layout_for(w, input_quant), compute_dtype == "float32"
-            out_dtype = getattr(torch, request.out_name)
-            return _torch_ops.linear_on_block(
-                x, block, bias, w.shape[0], input_quant, exact, activation, out_dtype
-            )
-        if w.shape[1]:
-            keep_plan(request, activation, input_quant, compute_dtype, out_dtype, backend)
+        (block, flags), exact = (
+            _torch_ops.layout_on(w, input_quant, x.device),
+            compute_dtype == "float32",
+        )
+        out_dtype = getattr(torch, request.out_name)
+        return _torch_ops.linear_on_block(
+            x, block, bias, w.shape[0], input_quant, exact, activation, out_dtype, flags
+        )
+    if kernel.backend == "cpu" and is_torch(x) and w.shape[1]:
+        keep_plan(request, activation, input_quant, compute_dtype, out_dtype, backend)
     return kernel.run(request)
 
 
