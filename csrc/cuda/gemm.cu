@@ -39,27 +39,30 @@ struct Tile {
     static constexpr int kShared = (kPipeline > kResults ? kPipeline : kResults) + 16;
 };
 
-// One 64 k of both operands into shared memory. w: tiles as they are; x: rows of 64 bytes.
-template <class T, int CHANNELS, int TOKENS>
-__device__ __forceinline__ void load_stage(const GemmInt8& g, char* stage, int64_t n0, int64_t m0, int64_t block) {
+// 64 k of weights into shared memory: tiles as they are.
+template <class T>
+__device__ __forceinline__ void load_w(const GemmInt8& g, char* stage, int64_t n0, int64_t block) {
     const int64_t blocks = g.k_pad / kTileK;
 #pragma unroll
     for (int i = 0; i < T::kW / 16 / kThreads; ++i) {
         const int chunk = i * kThreads + threadIdx.x, tile = chunk / (kTileBytes / 16);
         const bool real = n0 + tile * kTileN < g.n_pad;
-        const int64_t at =
-            real ? ((n0 / kTileN + tile) * blocks + block) * kTileBytes + chunk % (kTileBytes / 16) * 16 : 0;
-        cp_async_16(stage + chunk * 16, g.w + at, real ? 16 : 0);
+        const int64_t at = ((n0 / kTileN + tile) * blocks + block) * kTileBytes + chunk % (kTileBytes / 16) * 16;
+        cp_async_16(stage + chunk * 16, g.w + (real ? at : 0), real ? 16 : 0);
     }
+}
+
+// 64 k of activations: a row of 64 bytes for each token.
+template <class T>
+__device__ __forceinline__ void load_x(const GemmInt8& g, char* stage, int64_t m0, int64_t block) {
 #pragma unroll
     for (int i = 0; i < T::kX / 16 / kThreads; ++i) {
         const int chunk = i * kThreads + threadIdx.x;
         const int64_t row = m0 + chunk / 4;
         const bool real = row < g.m;
-        cp_async_16(stage + T::kW + chunk * 16, real ? g.x + row * g.ldx + block * kTileK + chunk % 4 * 16 : g.x,
+        cp_async_16(stage + T::kW + chunk * 16, g.x + (real ? row * g.ldx + block * kTileK + chunk % 4 * 16 : 0),
                     real ? 16 : 0);
     }
-    cp_async_commit();
 }
 
 template <int CHANNELS, int TOKENS, bool SIGNED>
@@ -81,21 +84,25 @@ __global__ void __launch_bounds__(kThreads, CHANNELS == 128 ? 2 : 4)
 
     alignas(16) int32_t acc[T::kRows][T::kColumns][4] = {};
 #pragma unroll
+    for (int s = 0; s < kStages - 1; ++s)
+        if (begin + s < end) load_w<T>(g, shared + s * T::kStage, n0, begin + s);
+    wait_for_previous();
+#pragma unroll
     for (int s = 0; s < kStages - 1; ++s) {
-        if (begin + s < end)
-            load_stage<T, CHANNELS, TOKENS>(g, shared + s * T::kStage, n0, m0, begin + s);
-        else
-            cp_async_commit();
+        if (begin + s < end) load_x<T>(g, shared + s * T::kStage, m0, begin + s);
+        cp_async_commit();
     }
 #pragma unroll 1
     for (int64_t block = begin; block < end; ++block) {
         cp_async_wait<kStages - 2>();
         __syncthreads();  // the stage has arrived for all, and all have read the one that is loaded next
         const int64_t next = block + kStages - 1;
-        if (next < end)
-            load_stage<T, CHANNELS, TOKENS>(g, shared + (next - begin) % kStages * T::kStage, n0, m0, next);
-        else
-            cp_async_commit();
+        if (next < end) {
+            char* to = shared + (next - begin) % kStages * T::kStage;
+            load_w<T>(g, to, n0, next);
+            load_x<T>(g, to, m0, next);
+        }
+        cp_async_commit();
         const char* stage = shared + (block - begin) % kStages * T::kStage;
         const auto* w = reinterpret_cast<const uint4*>(stage + warp_n * T::kWarpChannels * kTileK) + lane;
         const auto* x = reinterpret_cast<const uint4*>(stage + T::kW + warp_m * T::kWarpTokens * kTileK) + lane;
@@ -163,37 +170,42 @@ __global__ void __launch_bounds__(32 * kSkinnyWarps, 2) gemm_int8_skinny(const _
         x[c] = g.x + (row < g.m ? row : g.m - 1) * g.ldx + lane % 4 * 16;
     }
 
-    int32_t acc[COLUMNS][4] = {};
-    int64_t block = begin + warp;
-#pragma unroll 1
-    for (; block + (kUnroll - 1) * kSkinnyWarps < end; block += kUnroll * kSkinnyWarps) {
-        uint4 a[kUnroll][2], b[kUnroll][COLUMNS];
+    // Two sets of kUnroll tiles: one is multiplied, one on its way.
+    auto load = [&](uint4(&a)[kUnroll][2], int64_t from) {
 #pragma unroll
         for (int u = 0; u < kUnroll; ++u) {
-            a[u][0] = load_stream(w + (block + u * kSkinnyWarps) * kTileBytes);
-            a[u][1] = load_stream(w + (block + u * kSkinnyWarps) * kTileBytes + 512);
+            const int64_t block = from + u * kSkinnyWarps;
+            a[u][0] = a[u][1] = make_uint4(0, 0, 0, 0);
+            if (block < end) {
+                a[u][0] = load_stream(w + block * kTileBytes);
+                a[u][1] = load_stream(w + block * kTileBytes + 512);
+            }
         }
+    };
+    int32_t acc[COLUMNS][4] = {};
+    uint4 a[kUnroll][2], next[kUnroll][2];
+    load(a, begin + warp);
+    wait_for_previous();
+#pragma unroll 1
+    for (int64_t from = begin + warp; from < end; from += kUnroll * kSkinnyWarps) {
+        uint4 b[kUnroll][COLUMNS];
 #pragma unroll
-        for (int u = 0; u < kUnroll; ++u)
+        for (int u = 0; u < kUnroll; ++u) {
+            const int64_t block = from + u * kSkinnyWarps;
 #pragma unroll
-            for (int c = 0; c < COLUMNS; ++c)
-                b[u][c] = __ldg(reinterpret_cast<const uint4*>(x[c] + (block + u * kSkinnyWarps) * kTileK));
+            for (int c = 0; c < COLUMNS; ++c)  // what is beyond the end is multiplied by 0
+                b[u][c] = *reinterpret_cast<const uint4*>(x[c] + (block < end ? block : from) * kTileK);
+        }
+        load(next, from + kUnroll * kSkinnyWarps);
 #pragma unroll
-        for (int u = 0; u < kUnroll; ++u)
+        for (int u = 0; u < kUnroll; ++u) {
 #pragma unroll
             for (int c = 0; c < COLUMNS; ++c) {
                 mma<SIGNED>(acc[c], a[u][0], b[u][c].x, b[u][c].y);
                 mma<SIGNED>(acc[c], a[u][1], b[u][c].z, b[u][c].w);
             }
-    }
-#pragma unroll 1
-    for (; block < end; block += kSkinnyWarps) {
-        const uint4 a0 = load_stream(w + block * kTileBytes), a1 = load_stream(w + block * kTileBytes + 512);
-#pragma unroll
-        for (int c = 0; c < COLUMNS; ++c) {
-            const uint4 b = __ldg(reinterpret_cast<const uint4*>(x[c] + block * kTileK));
-            mma<SIGNED>(acc[c], a0, b.x, b.y);
-            mma<SIGNED>(acc[c], a1, b.z, b.w);
+            a[u][0] = next[u][0];
+            a[u][1] = next[u][1];
         }
     }
 
@@ -251,17 +263,18 @@ __global__ void pad_rows(const uint8_t* x, bool is_signed, int64_t k, int64_t ld
 }
 
 template <int CHANNELS, int TOKENS>
-void launch_tile(const GemmInt8& g, const GemmPlan& plan, Stream stream) {
+void launch_tile(const GemmInt8& g, const GemmPlan& plan, bool overlap, Stream stream) {
     const dim3 grid(static_cast<unsigned>(plan.tiles), static_cast<unsigned>(plan.splits));
     auto* kernel = g.is_signed ? gemm_int8_tile<CHANNELS, TOKENS, true> : gemm_int8_tile<CHANNELS, TOKENS, false>;
-    launch(kernel, grid, dim3(kThreads), Tile<CHANNELS, TOKENS>::kShared, stream, g);
+    launch_kernel(overlap, kernel, grid, dim3(kThreads), Tile<CHANNELS, TOKENS>::kShared, stream, g);
 }
 
 template <int COLUMNS>
-void launch_skinny(const GemmInt8& g, const GemmPlan& plan, Stream stream) {
+void launch_skinny(const GemmInt8& g, const GemmPlan& plan, bool overlap, Stream stream) {
     const dim3 grid(static_cast<unsigned>(plan.tiles), static_cast<unsigned>(plan.splits));
     auto* kernel = g.is_signed ? gemm_int8_skinny<COLUMNS, true> : gemm_int8_skinny<COLUMNS, false>;
-    launch(kernel, grid, dim3(32 * kSkinnyWarps), kSkinnyWarps * COLUMNS * 8 * (kTileN + 4) * 4 + 16, stream, g);
+    const int shared_bytes = kSkinnyWarps * COLUMNS * 8 * (kTileN + 4) * 4 + 16;
+    launch_kernel(overlap, kernel, grid, dim3(32 * kSkinnyWarps), shared_bytes, stream, g);
 }
 
 }  // namespace
@@ -283,16 +296,17 @@ GemmPlan plan_gemm(int64_t m, int64_t n, int64_t k_pad, int multiprocessors) {
     return {64, 64, splits(small, 2 * multiprocessors, 2 * kStages), small};
 }
 
-void gemm_int8(GemmInt8 g, const GemmPlan& plan, void* workspace, Stream stream) {
+void gemm_int8(GemmInt8 g, const GemmPlan& plan, void* workspace, bool overlap, Stream stream) {
     if (g.m == 0 || g.n == 0) return;
     g.epilogue.n = g.n;
     g.epilogue.prepare();
     g.split.splits = plan.splits;
     g.split.parts = workspace;
     g.split.counters = reinterpret_cast<int32_t*>(static_cast<char*>(workspace) + plan.part_bytes());
-    if (plan.channels == kTileN)
-        return plan.tokens == 8 ? launch_skinny<1>(g, plan, stream) : launch_skinny<2>(g, plan, stream);
-    return plan.channels == 128 ? launch_tile<128, 128>(g, plan, stream) : launch_tile<64, 64>(g, plan, stream);
+    if (plan.channels == kTileN && plan.tokens == 8) return launch_skinny<1>(g, plan, overlap, stream);
+    if (plan.channels == kTileN) return launch_skinny<2>(g, plan, overlap, stream);
+    return plan.channels == 128 ? launch_tile<128, 128>(g, plan, overlap, stream)
+                                : launch_tile<64, 64>(g, plan, overlap, stream);
 }
 
 void pad_codes(const uint8_t* x, bool is_signed, int64_t m, int64_t k, int64_t ldx, uint8_t* codes, int64_t k_pad,

@@ -88,7 +88,7 @@ void linear_int8(const Int8Weight& w, Quantize x, const Epilogue& epilogue, void
     g.ldx = l.k_pad;
     g.epilogue.w_scale = w.at<float>(l.scale);
     g.epilogue.x_scale = x.scales;
-    gemm_int8(g, s.plan, memory + s.workspace, stream);
+    gemm_int8(g, s.plan, memory + s.workspace, current_device().major == 9, stream);
 }
 
 void linear_codes(const Int8Weight& w, const uint8_t* x, bool is_signed, int64_t m, int64_t ldx, int32_t x_zero,
@@ -107,7 +107,7 @@ void linear_codes(const Int8Weight& w, const uint8_t* x, bool is_signed, int64_t
     GemmInt8 g = gemm_of(w, m, is_signed, x_zero, epilogue, sums);
     g.x = direct ? x : codes;
     g.ldx = direct ? ldx : l.k_pad;
-    gemm_int8(g, s.plan, memory + s.workspace, stream);
+    gemm_int8(g, s.plan, memory + s.workspace, false, stream);
 }
 
 void requantize(const int32_t* acc, int64_t m, int64_t n, int64_t ld_acc, const Epilogue& epilogue, Stream stream) {

@@ -107,6 +107,19 @@ __device__ __forceinline__ uint4 load_stream(const void* p) {
     return v;
 }
 
+// Of kernels that overlap (launch_kernel): everything that the kernel before wrote is there after the wait; the kernel
+// after this one may start once every block has let it. A kernel writes nothing before its wait.
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // `count` threads, a multiple of 32, at barrier `id` (1 to 15).
 __device__ __forceinline__ void named_barrier(int id, int count) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(count) : "memory");

@@ -3,6 +3,7 @@
 #include "quantize.h"
 
 #include "convert.h"
+#include "ptx.h"
 #include "reduce.h"
 
 namespace qk::cuda {
@@ -59,6 +60,7 @@ __global__ void amax_rows(const Quantize q, bool aligned) {
 template <class T>
 __global__ void quantize_rows(const Quantize q, bool aligned) {
     constexpr int kCount = Vector<T>::kCount;
+    let_next_start();  // a GEMM, which loads weights until this kernel ends
     auto* scratch = reinterpret_cast<uint32_t*>(shared_memory());
     const int64_t row = blockIdx.x;
     const T* x = static_cast<const T*>(q.x) + row * q.ldx;

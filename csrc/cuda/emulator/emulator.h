@@ -284,6 +284,12 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_
     emulator::run(grid, block, shared_bytes, [&] { kernel(static_cast<Parameters>(arguments)...); });
 }
 
+template <class... Parameters, class... Arguments>
+void launch_kernel(bool, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Stream stream,
+                   Arguments&&... arguments) {
+    launch(kernel, grid, block, shared_bytes, stream, arguments...);
+}
+
 inline void fill_bytes(void* data, int value, size_t bytes, Stream) { std::memset(data, value, bytes); }
 
 }  // namespace qk::cuda
