@@ -43,7 +43,7 @@ elseif(NOT QKERNELS_CUDA STREQUAL "off")
       set(why "${CMAKE_CUDA_COMPILER} has no libcudart_static.a")
     endif()
   else()
-    set(why "no nvcc in PATH or CUDACXX")
+    set(why "no nvcc in PATH or CUDACXX that compiles with this host compiler")
   endif()
   if(why STREQUAL "")
     message(STATUS "qkernels: CUDA kernels are built with nvcc ${CMAKE_CUDA_COMPILER_VERSION} for sm_80, sm_89, sm_90a and PTX "

@@ -22,20 +22,34 @@ def tool(name):
     return found
 
 
-def build(kind):
-    """Configure and build _cuda with QKERNELS_CUDA=kind; the build folder."""
+def configuration(kind, folder):
+    """The command that configures a build with QKERNELS_CUDA=kind."""
     if not (ROOT / "csrc" / "cuda").is_dir():
         pytest.skip("the sources of the CUDA kernels are not here")
-    folder = ROOT / "build" / f"cuda-{kind}"
-    cmake, ninja = tool("cmake"), tool("ninja")
-    configure = [cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-    configure += [
+    command = [
+        tool("cmake"),
+        "-S",
+        ROOT,
+        "-B",
+        folder,
+        "-G",
+        "Ninja",
+        f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
+    ]
+    command += [
         "-DCMAKE_BUILD_TYPE=Release",
         f"-DQKERNELS_CUDA={kind}",
         f"-DPython_EXECUTABLE={sys.executable}",
     ]
-    configure += [f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={folder}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
-    for command in (configure, [cmake, "--build", folder, "--target", "_cuda", "-j", "2"]):
+    paths = f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={folder}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"
+    return [*command, *paths]
+
+
+def build(kind):
+    """Configure and build _cuda with QKERNELS_CUDA=kind; the build folder."""
+    folder = ROOT / "build" / f"cuda-{kind}"
+    steps = configuration(kind, folder), [tool("cmake"), "--build", folder, "--target", "_cuda", "-j", "2"]
+    for command in steps:
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
     return folder

@@ -63,6 +63,26 @@ def test_the_library_needs_no_driver(build):
     assert not re.search("libcuda|libcudart|libtorch|libc10", needed), needed
 
 
+@pytest.mark.parametrize(
+    "setting, compiler, succeeds, says",
+    [
+        ("auto", "no-nvcc", True, r"no CUDA kernels, because of this: no nvcc"),
+        ("on", "no-nvcc", False, r"QKERNELS_CUDA=on, but no nvcc"),
+        ("off", None, True, r"no CUDA kernels \(QKERNELS_CUDA=off\)"),
+        ("maybe", None, False, r"QKERNELS_CUDA is maybe; accepted: auto, on, off"),
+    ],
+)
+def test_settings(tmp_path, setting, compiler, succeeds, says):
+    """One line says what was done and why; what was asked for and cannot be done is an error."""
+    command, environment = cuda_builds.configuration(setting, tmp_path), {**os.environ}
+    if compiler is not None:
+        environment["CUDACXX"] = str(tmp_path / compiler)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode == 0) is succeeds, done.stderr
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if "QKERNELS_CUDA" in line]
+    assert len(lines) == 1 and re.search(says, lines[0]), done.stdout + done.stderr
+
+
 def disassembler(name):
     triton = pytest.importorskip("triton", reason="cuobjdump comes with Triton, which is not installed")
     found = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name

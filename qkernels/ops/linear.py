@@ -2,7 +2,7 @@
 
 import sys
 
-from .. import registry
+from .. import cuda, registry
 from .._arrays import is_torch
 from ..cpu import FLOATS, dtype_name
 from ..errors import ArgumentError, DTypeError
@@ -101,7 +101,7 @@ def linear(
         return _torch_ops.linear_on_block(
             x, block, bias, w.shape[0], input_quant, exact, activation, out_dtype, flags
         )
-    if kernel.backend == "cpu" and is_torch(x) and w.shape[1]:
+    if is_torch(x) and w.shape[1] and (kernel.backend == "cpu" or (x.is_cuda and kernel.run is cuda.linear)):
         keep_plan(request, activation, input_quant, compute_dtype, out_dtype, backend)
     return kernel.run(request)
 
