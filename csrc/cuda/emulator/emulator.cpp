@@ -9,6 +9,10 @@
 #include <random>
 #include <unordered_map>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 // Saves the callee's registers on the old stack and its pointer in *from, then goes on with the stack `to`.
 extern "C" void qk_switch_fiber(void** from, void* to);
 asm(R"(
@@ -81,6 +85,9 @@ void prepare(Fiber& f, int index) {
     f = Fiber{};
     f.index = index;
     f.thread = dim3(i % b.x, i / b.x % b.y, i / (b.x * b.y));
+#ifdef __SANITIZE_ADDRESS__  // frames of the fiber before, which never returned
+    __asan_unpoison_memory_region(stacks() + (index + 1) * kStack - kStack / 4, kStack / 4);
+#endif
     // As after a call: the address to return to, then the six registers; the stack is 8 off a multiple of 16.
     auto* top = reinterpret_cast<void**>(stacks() + (index + 1) * kStack) - 1;
     *--top = reinterpret_cast<void*>(&fiber_main);
