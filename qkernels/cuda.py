@@ -193,7 +193,7 @@ def refuses_power(request):
 
 def refuses_compiled(w, input_quant):
     """None, or why ``linear`` with this weight cannot be traced for a device."""
-    return _quant_reason(input_quant) or _weight_reason(w)
+    return unavailable() or _quant_reason(input_quant) or _weight_reason(w)
 
 
 # ---- calls ------------------------------------------------------------------------------------------------------

@@ -164,6 +164,43 @@ def test_the_fake_of_the_operator_keeps_the_device():
         assert (y.device, y.dtype, y.shape) == (torch.device("cuda:0"), torch.bfloat16, (2, 3, 24))
 
 
+def test_dynamo_traces_the_operator_for_a_device(emulated, w, monkeypatch):
+    """torch.compile with tensors on a device, without one: one graph, whose weight is the block of that device."""
+    mode, graphs = FakeTensorMode(allow_non_fake_inputs=True), []
+
+    def upload(array, where):
+        with mode:
+            return torch.empty(array.nbytes, dtype=torch.uint8, device=where)
+
+    def backend(module, inputs):
+        graphs.append(module)
+        return module.forward
+
+    monkeypatch.setattr(cuda, "upload", upload)
+    with mode:
+        x, bias = torch.empty(3, 32, device="cuda:0"), torch.empty(24, device="cuda:0")
+        call = torch.compile(
+            lambda x, b: qk.linear(x, w, b, "relu", input_quant=Q) * 2, backend=backend, fullgraph=True
+        )
+        y = call(x, bias)
+        assert y.device == torch.device("cuda:0") and y.shape == (3, 24)
+        assert len(graphs) == 1 and "qkernels.linear_int" in graphs[0].code
+        for refused, reason in (
+            ({}, "weight-only"),
+            ({"input_quant": Q, "backend": "cpu"}, "backend is 'cpu'"),
+        ):
+            with pytest.raises(Exception, match=reason):
+                torch.compile(lambda x, o=refused: qk.linear(x, w, **o), backend=backend, fullgraph=True)(x)
+    torch._dynamo.reset()
+
+
+def test_a_module_without_cuda_kernels_has_no_layout_there(w, monkeypatch):
+    """Other backends run it all the same; compiled code is told."""
+    monkeypatch.setattr(cuda, "native", None)
+    monkeypatch.setattr(cuda, "_why_missing", "cannot import name '_cuda'")
+    assert _torch_ops.layout_on(w, Q, torch.device("cuda", 0)) == (None, 0)
+
+
 def test_native_checks_what_reaches_it(emulated, w):
     """A block of another shape, scratch memory that is too small, arrays that are not there."""
     tensor, flags = cuda.packed_tensor(w, torch.device("cpu"))
