@@ -64,7 +64,8 @@ def emulated():
     """
     folder = os.environ.get("QKERNELS_EMULATED")
     (path,) = (Path(folder) if folder else build("emulated")).glob("_cuda*.so")
-    spec = importlib.util.spec_from_file_location("qkernels._cuda", path)
+    # Not the name of the real module: pybind11 would give that one again.
+    spec = importlib.util.spec_from_file_location("qkernels_emulated._cuda", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.emulated
