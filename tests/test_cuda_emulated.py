@@ -92,6 +92,25 @@ def test_the_layout_is_what_the_header_says(native, rng):
         assert not stored.any()
 
 
+def test_plans_and_the_shapes_of_these_tests(native):
+    """The shapes take every kernel with and without shared K; a GPU with 132 multiprocessors is filled once."""
+    taken = {}
+    for m, k, n in SHAPES:
+        channels, tokens, splits, _ = native.plan_gemm(m, n, -(-k // 64) * 64, 4)
+        taken.setdefault((channels, tokens), set()).add(splits > 1)
+    assert taken == {
+        (16, 8): {True, False},
+        (16, 16): {True, False},
+        (64, 64): {True, False},
+        (128, 128): {False},
+    }
+    for m, n, k in ((1, 4096, 4096), (1, 1024, 4096), (16, 512, 14336), (64, 4096, 4096), (200, 1024, 8192)):
+        channels, tokens, splits, tiles = native.plan_gemm(m, n, k, 132)
+        assert tiles == -(-n // channels) * -(-m // tokens) and tiles * splits <= max(264, tiles)
+        assert 2 * tiles * splits > 132, (m, n, k)
+    assert native.plan_gemm(0, 0, 0, 132)[2:] == (1, 0)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("x_dtype", ["int8", "uint8"])
 def test_matmul_int(native, shape, x_dtype, rng):

@@ -24,10 +24,11 @@ class ChannelEpilogue {
         for (int i = 0; i < kVector; ++i) {
             const int64_t c = channel + i;
             const bool real = c < e.n;
-            offset_[i] = real && e.x_zero != 0 ? e.x_zero * e.x_offset[c] : 0;
-            w_zero_[i] = real && e.w_zero != nullptr ? e.w_zero[c] : 0;
+            // Modulo 2^32 throughout: a result fits int32, its parts need not.
+            offset_[i] = real && e.x_zero != 0 ? as_unsigned(e.x_zero) * as_unsigned(e.x_offset[c]) : 0u;
+            w_zero_[i] = real && e.w_zero != nullptr ? as_unsigned(e.w_zero[c]) : 0u;
             if (is_byte()) {
-                if (real && e.bias_i32 != nullptr) offset_[i] -= e.bias_i32[c];
+                if (real && e.bias_i32 != nullptr) offset_[i] -= as_unsigned(e.bias_i32[c]);
                 if (e.rounding == Rounding::float_) {
                     scale_[i] = real ? e.requant_scale[c] : 0.0f;
                 } else {
@@ -44,11 +45,10 @@ class ChannelEpilogue {
     // Accumulators of token m.
     __device__ __forceinline__ void store(int64_t m, int4 acc) const {
         int32_t a[kVector] = {acc.x, acc.y, acc.z, acc.w};
-        const uint32_t sum = e_.w_zero != nullptr ? static_cast<uint32_t>(e_.x_sum[m]) : 0u;
+        const uint32_t sum = e_.w_zero != nullptr ? as_unsigned(e_.x_sum[m]) : 0u;
 #pragma unroll
-        for (int i = 0; i < kVector; ++i)  // modulo 2^32: the result fits, parts of it may not
-            a[i] = static_cast<int32_t>(static_cast<uint32_t>(a[i]) - static_cast<uint32_t>(offset_[i]) -
-                                        static_cast<uint32_t>(w_zero_[i]) * sum);
+        for (int i = 0; i < kVector; ++i)
+            a[i] = static_cast<int32_t>(as_unsigned(a[i]) - offset_[i] - w_zero_[i] * sum);
         if (e_.out_type == DType::i32) return put<int32_t>(m, a);
         if (is_byte()) {
             uint8_t codes[kVector];
@@ -69,6 +69,7 @@ class ChannelEpilogue {
     }
 
   private:
+    static __device__ __forceinline__ uint32_t as_unsigned(int32_t x) { return static_cast<uint32_t>(x); }
     __device__ __forceinline__ bool is_byte() const { return e_.out_type == DType::i8 || e_.out_type == DType::u8; }
 
     __device__ __forceinline__ uint8_t requantized(int32_t acc, int i) const {
@@ -117,7 +118,8 @@ class ChannelEpilogue {
 
     const Epilogue& e_;
     int64_t channel_;
-    int32_t offset_[kVector], w_zero_[kVector], multiplier_[kVector], shift_[kVector];
+    uint32_t offset_[kVector], w_zero_[kVector];
+    int32_t multiplier_[kVector], shift_[kVector];
     float scale_[kVector], bias_[kVector];
 };
 

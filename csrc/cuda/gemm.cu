@@ -281,10 +281,11 @@ void launch_skinny(const GemmInt8& g, const GemmPlan& plan, bool overlap, Stream
 
 GemmPlan plan_gemm(int64_t m, int64_t n, int64_t k_pad, int multiprocessors) {
     const int64_t blocks = k_pad / kTileK;
-    // Blocks for every multiprocessor, but no fewer than `least` steps of K each, and at most 16 parts to add.
+    // As many blocks as run at once (`wanted`), but no fewer than `least` steps of K each, and at most 16 parts to add.
     auto splits = [&](int64_t tiles, int64_t wanted, int64_t least) {
-        const int64_t s = ceil_div(wanted, tiles < 1 ? 1 : tiles), most = blocks / least;
-        return static_cast<int>(s < 1 || most < 1 ? 1 : (s < most ? (s < 16 ? s : 16) : (most < 16 ? most : 16)));
+        int64_t s = wanted / (tiles < 1 ? 1 : tiles);
+        if (s > blocks / least) s = blocks / least;
+        return static_cast<int>(s < 1 ? 1 : (s > 16 ? 16 : s));
     };
     if (m <= 16) {
         const int64_t tiles = ceil_div(n, kTileN);

@@ -26,7 +26,9 @@ int device_count(std::string* why) {
     const cudaError_t status = cudaGetDeviceCount(&count);
     if (status == cudaSuccess) return count;
     cudaGetLastError();  // not an error of the next call
-    if (why != nullptr) *why = cudaGetErrorString(status);
+    int version = 0;     // of the driver: 0 where there is none, which the error calls too old
+    const bool none = cudaDriverGetVersion(&version) == cudaSuccess && version == 0;
+    if (why != nullptr) *why = none ? "no driver is installed" : cudaGetErrorString(status);
     return 0;
 }
 
