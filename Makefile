@@ -9,8 +9,8 @@ MODEL ?= minilm
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-SOURCES := $(shell find csrc CMakeLists.txt setup.py pyproject.toml -type f)
-CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp')
+SOURCES := $(shell find csrc cmake CMakeLists.txt setup.py pyproject.toml -type f)
+CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .PHONY: demo test bench lint format wheelcheck sanitize clean
 

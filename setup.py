@@ -1,6 +1,7 @@
 """Build of the native extension: CMake with ninja, driven by setuptools.
 
-Environment: CMAKE_ARGS, more arguments for CMake; QKERNELS_SANITIZE, address, undefined or thread.
+Environment: CMAKE_ARGS, more arguments for CMake; QKERNELS_SANITIZE, address, undefined or thread; QKERNELS_CUDA,
+auto (the default), on or off: whether the CUDA kernels are built (cmake/cuda.cmake).
 """
 
 import os
@@ -17,9 +18,11 @@ ROOT = Path(__file__).resolve().parent
 
 
 class CMakeBuild(build_ext):
-    """Configures and builds _native into the place where setuptools looks for it."""
+    """Configures and builds _native, and _cuda beside it, into the place where setuptools looks for them."""
 
     def build_extension(self, ext):
+        if ext.name.endswith("_cuda"):  # built with _native, if at all
+            return
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
@@ -38,9 +41,13 @@ class CMakeBuild(build_ext):
             configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}"]
         if os.environ.get("QKERNELS_SANITIZE"):
             configure.append(f"-DQKERNELS_SANITIZE={os.environ['QKERNELS_SANITIZE']}")
+        configure.append(f"-DQKERNELS_CUDA={os.environ.get('QKERNELS_CUDA') or 'auto'}")
         configure += os.environ.get("CMAKE_ARGS", "").split()
+        for folder in {target.parent, ROOT / "qkernels"} if self.editable_mode else {target.parent}:
+            for old in folder.glob("_cuda*.so"):  # of a build with another setting
+                old.unlink()
         subprocess.run(configure, check=True)
-        subprocess.run([_tool("cmake"), "--build", str(build), "--target", "_native"], check=True)
+        subprocess.run([_tool("cmake"), "--build", str(build), "--target", "_native", "_cuda"], check=True)
 
 
 def _beside_python(name):
@@ -59,4 +66,8 @@ def _tool(name):
     return found
 
 
-setup(ext_modules=[Extension("qkernels._native", sources=[])], cmdclass={"build_ext": CMakeBuild})
+EXTENSIONS = [
+    Extension("qkernels._native", sources=[]),
+    Extension("qkernels._cuda", sources=[], optional=True),
+]
+setup(ext_modules=EXTENSIONS, cmdclass={"build_ext": CMakeBuild})

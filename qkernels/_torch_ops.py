@@ -8,7 +8,7 @@ arguments are tensors and numbers only.
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from . import _native, cpu, cpu_binary, cpu_float
+from . import _native, cpu, cpu_binary, cpu_float, cuda
 from .cpu import ACTIVATIONS, FLOATS
 from .errors import ArgumentError, UnsupportedError
 from .formats import BinaryWeight, TernaryWeight, WeightFormat
@@ -18,7 +18,7 @@ from .registry import ISAS, current_isa, num_threads
 _library = torch.library.Library("qkernels", "DEF")
 _library.define(
     "linear_int(Tensor x, Tensor packed, Tensor? bias, int out_features, int mode, int bits, bool signed, float scale, "
-    "int zero_point, int activation, ScalarType out_dtype, bool power=False) -> Tensor"
+    "int zero_point, int activation, ScalarType out_dtype, bool power=False, int flags=0) -> Tensor"
 )
 _FLOAT_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -59,7 +59,19 @@ def _linear(op, x, packed, bias, out_features, out_dtype, kind, plan_of, refuse_
 
 
 def _linear_int(
-    x, packed, bias, out_features, mode, bits, signed, scale, zero_point, activation, out_dtype, power=False
+    x,
+    packed,
+    bias,
+    out_features,
+    mode,
+    bits,
+    signed,
+    scale,
+    zero_point,
+    activation,
+    out_dtype,
+    power=False,
+    flags=0,
 ):
     def plan_of(block):
         quant = (mode, bits, signed, scale, zero_point)
@@ -70,14 +82,68 @@ def _linear_int(
     return _linear(op, x, packed, bias, out_features, out_dtype, kind, plan_of, cpu.refuse_row)
 
 
+def _linear_int_cuda(
+    x,
+    packed,
+    bias,
+    out_features,
+    mode,
+    bits,
+    signed,
+    scale,
+    zero_point,
+    activation,
+    out_dtype,
+    power=False,
+    flags=0,
+):
+    """On a device: ``packed`` is what cuda.packed_tensor made, ``flags`` what it said. No block is ever read here."""
+    op = "qkernels::linear_int"
+    if packed.dtype is not torch.uint8 or not packed.is_contiguous() or packed.device != x.device:
+        raise TypeError(f"{op}: packed is not a contiguous uint8 tensor on {x.device}.")
+    if x.dtype not in _FLOAT_DTYPES or out_dtype not in _FLOAT_DTYPES or x.dim() < 1:
+        raise TypeError(f"{op}: x is {x.dtype} {tuple(x.shape)}, out_dtype {out_dtype}.")
+    if power:
+        raise UnsupportedError(f"{op}: power codes have no CUDA kernel here.")
+    if bias is not None:
+        if tuple(bias.shape) != (out_features,) or bias.device != x.device:
+            raise ValueError(
+                f"{op}: bias is {tuple(bias.shape)} on {bias.device}, not ({out_features},) on {x.device}."
+            )
+        bias = bias.to(torch.float32).contiguous()
+    return cuda.linear_on_tensor(
+        x,
+        packed,
+        bias,
+        out_features,
+        flags,
+        cuda.code_range(mode, bits, signed, zero_point, scale),
+        activation,
+        out_dtype,
+    )
+
+
 @torch.library.register_fake("qkernels::linear_int", lib=_library)
 def _(
-    x, packed, bias, out_features, mode, bits, signed, scale, zero_point, activation, out_dtype, power=False
+    x,
+    packed,
+    bias,
+    out_features,
+    mode,
+    bits,
+    signed,
+    scale,
+    zero_point,
+    activation,
+    out_dtype,
+    power=False,
+    flags=0,
 ):
     return x.new_empty((*x.shape[:-1], out_features), dtype=out_dtype)
 
 
 _library.impl("linear_int", _linear_int, "CPU")
+_library.impl("linear_int", _linear_int_cuda, "CUDA")
 # For inference: no gradient flows through the result, as in eager calls.
 _library.impl("linear_int", torch.library.fallthrough_kernel, "Autograd")
 
@@ -108,7 +174,29 @@ _ready_to_trace._dynamo_marked_constant = True
 WeightFormat._ready_to_trace = _ready_to_trace
 
 
-def linear_packed(x, packed, bias, n, input_quant, activation, out_dtype):
+def _ready_to_trace_cuda(self, index):
+    """Leaves ``_packed_cuda_<index>``, the block on a device, and ``_flags_cuda_<index>``."""
+    where = torch.device("cuda", index)
+    with _disable_current_modes():
+        block, flags = cuda.packed_tensor(self, where)
+    self.__dict__[f"_packed_cuda_{index}"], self.__dict__[f"_flags_cuda_{index}"] = block, flags
+    return True
+
+
+_ready_to_trace_cuda._dynamo_marked_constant = True
+WeightFormat._ready_to_trace_cuda = _ready_to_trace_cuda
+
+
+def _cuda_layout_for(w, input_quant, index):
+    """The block on a device that ``linear`` reads of a weight with this input_quant, and its flags."""
+    reason = cuda.refuses_compiled(w, input_quant)
+    if reason is not None:
+        raise UnsupportedError(f"linear: under torch.compile on a CUDA device: {reason}.")
+    w._ready_to_trace_cuda(index)
+    return getattr(w, f"_packed_cuda_{index}"), getattr(w, f"_flags_cuda_{index}")
+
+
+def linear_packed(x, packed, bias, n, input_quant, activation, out_dtype, flags=0):
     """``linear`` on a prepacked block; what a module calls while it is compiled."""
     mode = cpu.input_mode(input_quant)
     return torch.ops.qkernels.linear_int(
@@ -124,13 +212,17 @@ def linear_packed(x, packed, bias, n, input_quant, activation, out_dtype):
         ACTIVATIONS[activation],
         out_dtype or x.dtype,
         input_quant.power is not None,
+        flags,
     )
 
 
 def linear(x, w, bias, activation, input_quant, compute_dtype, out_dtype, backend):
     """``qkernels.linear`` under torch.compile. The operator checks the rest when it runs."""
-    if backend not in (None, "cpu"):
-        raise UnsupportedError(f"linear: backend is {backend!r} under torch.compile; accepted: None, 'cpu'.")
+    device = x.device.type
+    if backend not in (None, device):
+        raise UnsupportedError(
+            f"linear: backend is {backend!r} under torch.compile with x on {device}; accepted: None, {device!r}."
+        )
     if compute_dtype not in (None, "float32") or (compute_dtype and input_quant is not None):
         raise UnsupportedError(
             f"linear: compute_dtype is {compute_dtype!r} under torch.compile; accepted: None, or 'float32' without an "
@@ -147,6 +239,9 @@ def linear(x, w, bias, activation, input_quant, compute_dtype, out_dtype, backen
         raise ArgumentError(
             f"linear: activation is {activation!r}; accepted: None, 'relu', 'relu6', 'gelu', 'silu'."
         )
+    if device == "cuda":
+        block, flags = _cuda_layout_for(w, input_quant, x.device.index)
+        return linear_packed(x, block, bias, w.shape[0], input_quant, activation, out_dtype, flags)
     if input_quant is None:
         w._ready_to_trace_floats()
         exact = compute_dtype == "float32"
@@ -265,8 +360,19 @@ def layout_for(w, input_quant):
     return layout_of_signs(w) if input_quant.bits == 1 else layout(w)
 
 
-def linear_on_block(x, packed, bias, n, input_quant, exact, activation, out_dtype):
-    """``linear`` on what layout_for gave; ``exact``: weight-only products of float32."""
+def layout_on(w, input_quant, device):
+    """``(block, flags)`` as ``linear_on_block`` takes them for x on a device; (None, 0) where it takes none there."""
+    if device.type == "cpu":
+        return layout_for(w, input_quant), 0
+    if cuda.refuses_compiled(w, input_quant) is not None:
+        return None, 0
+    return _cuda_layout_for(w, input_quant, device.index or 0)
+
+
+def linear_on_block(x, packed, bias, n, input_quant, exact, activation, out_dtype, flags=0):
+    """``linear`` on what layout_on gave; ``exact``: weight-only products of float32."""
+    if x.device.type == "cuda":
+        return linear_packed(x, packed, bias, n, input_quant, activation, out_dtype, flags)
     if input_quant is None:
         return linear_float_packed(x, packed, bias, n, exact, activation, out_dtype)
     run = linear_signs_packed if input_quant.bits == 1 else linear_packed

@@ -27,6 +27,8 @@ def info(
     caps = capabilities()
     kernels = caps.pop("kernels")
     table = Table(show_header=False, box=None)
+    cuda = caps.pop("cuda")
+    caps["cuda"] = ", ".join(d["name"] for d in cuda["devices"]) if cuda["available"] else cuda["reason"]
     for name, value in caps.items():
         if isinstance(value, dict):
             value = ", ".join(k if ok else f"[dim]{k} (not here)[/dim]" for k, ok in value.items())

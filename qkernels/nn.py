@@ -94,8 +94,11 @@ class _Compressed(nn.Module):
     def _weight(self, shape):
         """The weight that the buffers are."""
         kind = self.format
-        fitted = {name: float(as_numpy(getattr(self, name), kind.__name__, name)) for name in kind.FITTED}
-        arrays = {name: getattr(self, name) for name in kind.array_names()}
+        buffers = {name: getattr(self, name) for name in (*kind.FITTED, *kind.array_names())}
+        if self._on("cuda"):  # weights live on the host; a device has their compute layout
+            buffers = {name: None if b is None else b.cpu() for name, b in buffers.items()}
+        fitted = {name: float(as_numpy(buffers[name], kind.__name__, name)) for name in kind.FITTED}
+        arrays = {name: buffers[name] for name in kind.array_names()}
         return kind(**arrays, **self.options, **fitted, shape=shape)
 
     def _forget(self):
@@ -113,14 +116,14 @@ class _Compressed(nn.Module):
 
         super()._apply(move, recurse)
         self._forget()
-        if self._on_cpu():
+        if self._on("cpu"):
             # to_empty: what is wrong shows at the next call
             with contextlib.suppress(FormatError, ArgumentError, UnsupportedError):
                 self._prepare()
         return self
 
-    def _on_cpu(self):
-        return all(b is None or b.device.type == "cpu" for b in self._buffers.values())
+    def _on(self, device):
+        return all(b is None or b.device.type == device for b in self._buffers.values())
 
     def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors):
         # Into new memory: other weights may share the present arrays, and frozen ones must not change.
@@ -140,7 +143,7 @@ class _Compressed(nn.Module):
         before = len(errors)
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
         self._forget()
-        if len(errors) == before and self._on_cpu():
+        if len(errors) == before and self._on("cpu"):
             try:
                 self._prepare()
             except (ArgumentError, DTypeError, FormatError, UnsupportedError) as e:
@@ -165,7 +168,7 @@ class _Compressed(nn.Module):
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        if self._on_cpu():
+        if self._on("cpu"):
             self._prepare()
 
 
@@ -243,7 +246,7 @@ class Linear(_Compressed):
             q = InputQuant(
                 self.input_bits, self.granularity, scale, self.signed, zero_point, self.input_power
             )
-        self._layout = _torch_ops.layout_for(w, q)
+        self._layout, self._flags = _torch_ops.layout_on(w, q, self.packed.device)
         self._call = w, self.bias, self.activation, q
         return self._call
 
@@ -258,7 +261,11 @@ class Linear(_Compressed):
             raise UnsupportedError(
                 "nn.Linear: the buffers were changed; call the module once before compiling it."
             )
-        rest = self._call[3], False, self.activation, self.out_dtype
+        if self._layout is None:
+            raise UnsupportedError(
+                "nn.Linear: torch.compile has no operator for this layer where its buffers are."
+            )
+        rest = self._call[3], False, self.activation, self.out_dtype, self._flags
         return _torch_ops.linear_on_block(x, self._layout, self.bias, self.out_features, *rest)
 
     def extra_repr(self):

@@ -251,6 +251,8 @@ def num_threads():
 
 def capabilities():
     """What this installation can do on this machine: versions, ISAs, threads, and the names of all kernels."""
+    from . import cuda
+
     torch = sys.modules.get("torch")
     return {
         "version": __version__,
@@ -259,4 +261,5 @@ def capabilities():
         "isa": current_isa(),
         "threads": num_threads(),
         "kernels": [str(k) for k in (*kernels(), *kernels(device="cuda"))],
+        "cuda": cuda.capabilities(),
     }

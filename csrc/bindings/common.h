@@ -1,38 +1,14 @@
-// What every file of bindings uses. Arrays come as addresses with shapes; Python has checked dtypes and shapes, and
-// everything that could reach outside a buffer is checked again here. The GIL is released while kernels run.
+// What the bindings of the CPU kernels use.
 #pragma once
-
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <algorithm>
-#include <stdexcept>
-#include <string>
 
 #include "../cpu/decode.h"
 #include "../cpu/kernels.h"
-
-namespace py = pybind11;
-
-using Address = uintptr_t;
-
-template <class T>
-T* pointer(Address a) {
-    return reinterpret_cast<T*>(a);
-}
+#include "address.h"
 
 inline const qk::Kernels& checked_isa(int isa) {
     if (isa < 0 || isa >= qk::kIsaCount || !qk::supported(static_cast<qk::Isa>(isa)))
         throw std::invalid_argument("this machine does not support ISA number " + std::to_string(isa));
     return qk::kernels(static_cast<qk::Isa>(isa));
-}
-
-// Tensors without memory (fake ones, zero ones, freed ones) have the address 0.
-inline void present(const char* name, Address a, int64_t count) {
-    if (a != 0 || count == 0) return;
-    py::set_error(py::module_::import("qkernels.errors").attr("ArgumentError"),
-                  (std::string(name) + " is a tensor without memory; accepted: one that holds numbers.").c_str());
-    throw py::error_already_set();
 }
 
 // max|code - zero_point| over all codes that a weight's widths can hold: gemm.cpp.

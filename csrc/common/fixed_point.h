@@ -12,19 +12,21 @@
 #include <cmath>
 #include <cstdint>
 
+#include "types.h"
+
 namespace qk {
 
-inline int64_t clamp64(int64_t v, int64_t lo, int64_t hi) { return v < lo ? lo : (v > hi ? hi : v); }
+QK_HD inline int64_t clamp64(int64_t v, int64_t lo, int64_t hi) { return v < lo ? lo : (v > hi ? hi : v); }
 
-inline int64_t requant_single(int32_t acc, int32_t multiplier, int32_t shift) {
+QK_HD inline int64_t requant_single(int32_t acc, int32_t multiplier, int32_t shift) {
     const int t = 31 + shift;
     const int64_t half = t > 0 ? int64_t{1} << (t - 1) : 0;
     return (int64_t{acc} * multiplier + half) >> t;
 }
 
-inline int64_t requant_double(int32_t acc, int32_t multiplier, int32_t shift) {
+QK_HD inline int64_t requant_double(int32_t acc, int32_t multiplier, int32_t shift) {
     int64_t a = acc;
-    if (shift < 0) a = clamp64(a * (int64_t{1} << -shift), INT32_MIN, INT32_MAX);
+    if (shift < 0) a = clamp64(a * (int64_t{1} << -shift), -2147483648LL, 2147483647LL);
     const int64_t high = (a * multiplier + (int64_t{1} << 30)) >> 31;
     if (shift <= 0) return high;
     const int64_t mask = (int64_t{1} << shift) - 1;
@@ -32,8 +34,8 @@ inline int64_t requant_double(int32_t acc, int32_t multiplier, int32_t shift) {
     return (high >> shift) + ((high & mask) > threshold ? 1 : 0);
 }
 
-inline int64_t requant_float(int32_t acc, float scale) {
-    const float y = std::nearbyintf(static_cast<float>(acc) * scale);
+QK_HD inline int64_t requant_float(int32_t acc, float scale) {
+    const float y = nearbyintf(static_cast<float>(acc) * scale);
     // Any code range lies far inside +-2^30; clamping first keeps the conversion defined.
     const float bounded = y < -1073741824.0f ? -1073741824.0f : (y > 1073741824.0f ? 1073741824.0f : y);
     return static_cast<int64_t>(bounded);

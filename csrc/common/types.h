@@ -4,6 +4,13 @@
 #include <cstddef>
 #include <cstdint>
 
+// On functions that kernels call too.
+#ifdef __CUDACC__
+#define QK_HD __host__ __device__
+#else
+#define QK_HD
+#endif
+
 namespace qk {
 
 enum class DType : int { f32 = 0, bf16 = 1, f16 = 2, i8 = 3, u8 = 4, i32 = 5 };
@@ -17,9 +24,9 @@ struct f16 {
     uint16_t bits;
 };
 
-inline constexpr int64_t round_up(int64_t value, int64_t multiple) {
+QK_HD inline constexpr int64_t round_up(int64_t value, int64_t multiple) {
     return (value + multiple - 1) / multiple * multiple;
 }
-inline constexpr int64_t ceil_div(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
+QK_HD inline constexpr int64_t ceil_div(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
 
 }  // namespace qk

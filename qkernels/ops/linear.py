@@ -2,7 +2,7 @@
 
 import sys
 
-from .. import registry
+from .. import cuda, registry
 from .._arrays import is_torch
 from ..cpu import FLOATS, dtype_name
 from ..errors import ArgumentError, DTypeError
@@ -71,7 +71,8 @@ def linear(
         (..., N), of the kind that x is.
 
     Raises:
-        ArgumentError: shapes, devices or values outside of the above; x not finite where it is quantized.
+        ArgumentError: shapes, devices or values outside of the above; x not finite where it is quantized (on a CUDA
+            device, where a call does not wait for the numbers, results of such a row are NaN instead).
         DTypeError: a dtype outside of the above.
         UnsupportedError: no kernel takes the call.
     """
@@ -89,17 +90,19 @@ def linear(
                 return y
     request = linear_request(x, w, bias, activation, input_quant, compute_dtype, out_dtype, backend)
     kernel = registry.pick(request)
-    if kernel.backend == "cpu" and is_torch(x):
-        if traced:
-            from .. import _torch_ops
+    if traced and kernel.backend == x.device.type:
+        from .. import _torch_ops
 
-            block, exact = _torch_ops.layout_for(w, input_quant), compute_dtype == "float32"
-            out_dtype = getattr(torch, request.out_name)
-            return _torch_ops.linear_on_block(
-                x, block, bias, w.shape[0], input_quant, exact, activation, out_dtype
-            )
-        if w.shape[1]:
-            keep_plan(request, activation, input_quant, compute_dtype, out_dtype, backend)
+        (block, flags), exact = (
+            _torch_ops.layout_on(w, input_quant, x.device),
+            compute_dtype == "float32",
+        )
+        out_dtype = getattr(torch, request.out_name)
+        return _torch_ops.linear_on_block(
+            x, block, bias, w.shape[0], input_quant, exact, activation, out_dtype, flags
+        )
+    if is_torch(x) and w.shape[1] and (kernel.backend == "cpu" or (x.is_cuda and kernel.run is cuda.linear)):
+        keep_plan(request, activation, input_quant, compute_dtype, out_dtype, backend)
     return kernel.run(request)
 
 

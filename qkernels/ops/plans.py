@@ -2,7 +2,7 @@
 
 import sys
 
-from .. import cpu, cpu_binary, cpu_float, registry
+from .. import cpu, cpu_binary, cpu_float, cuda, registry
 from ..cpu import FLOATS, dtype_name
 from ..errors import ArgumentError
 
@@ -25,6 +25,9 @@ def same_as_before(torch, x, w, bias, activation, input_quant, compute_dtype, ou
 
     None where there was none, or where anything is unusual: the careful path then computes, or says what is wrong.
     """
+    if x.is_cuda:
+        options = x.dtype, activation, input_quant, compute_dtype, out_dtype, backend
+        return cuda.same_as_before(x, w, bias, options)
     try:
         plan = w.__dict__["_plans"][
             x.dtype, activation, input_quant, compute_dtype, out_dtype, backend, registry._forced
@@ -60,6 +63,9 @@ def _plain_bias(torch, bias, n):
 
 def keep_plan(r, activation, input_quant, compute_dtype, out_dtype, backend):
     torch = sys.modules["torch"]
+    if r.x.is_cuda:
+        options = r.x.dtype, activation, input_quant, compute_dtype, out_dtype, backend
+        return cuda.keep_plan(r, options)
     plans = r.w.__dict__.setdefault("_plans", {})
     key = (r.x.dtype, activation, input_quant, compute_dtype, out_dtype, backend, registry._forced)
     if key not in plans:

@@ -1,6 +1,16 @@
 """The rows of the registry: which kernel computes which operation for which weight format."""
 
-from .. import cpu, cpu_binary, cpu_conv, cpu_decode, cpu_float, cpu_integer, reference_backend, registry
+from .. import (
+    cpu,
+    cpu_binary,
+    cpu_conv,
+    cpu_decode,
+    cpu_float,
+    cpu_integer,
+    cuda,
+    reference_backend,
+    registry,
+)
 from .. import triton_backend as triton
 from ..formats.operand import why_no_integers
 from ..registry import Kernel
@@ -113,6 +123,30 @@ for _op, _accepts in (("conv2d", integer_activations), ("conv2d_int", None), ("c
 for _op in ("rms_norm", "swiglu", "decode_attention"):
     _calls = getattr(cpu_decode, _op), getattr(reference_backend, _op)
     add_rows(_op, (None,), "decode", GEMM_ISAS, *_calls, exactness="float")
+
+
+# ---- rows for tensors on a device: after the others, so that they are never asked about CPU arrays first ------------
+
+registry.DEVICE_BACKENDS["cuda"] = cuda.unavailable
+
+
+def add_cuda_rows(op, formats, arch, core, call, *refusals, exactness="exact", tag=None):
+    """Rows of the CUDA backend; each of ``refusals`` gives None or a reason for a request."""
+
+    def accepts(request):
+        return next((reason for refuses in (cuda.refuses, *refusals) if (reason := refuses(request))), None)
+
+    for name in formats:
+        registry.register(Kernel(op, name, "cuda", None, core, accepts, call, exactness, tag, arch))
+
+
+add_cuda_rows("linear", FLOAT_FORMATS, "sm80", "gemm", cuda.linear, cuda.refuses_quant, cuda.refuses_weight)
+for _op in ("matmul_int", "linear_requant"):
+    add_cuda_rows(_op, FLOAT_FORMATS, "sm80", "gemm", getattr(cuda, _op), cuda.refuses_weight)
+add_cuda_rows("requantize", (None,), "sm80", "elementwise", cuda.requantize)
+add_cuda_rows(
+    "quantize_activations", (None,), "sm80", "elementwise", cuda.quantize_activations, cuda.refuses_power
+)
 
 
 # ---- rows of Triton, for tensors on a CUDA device: after those of CUDA C++, which come first where both take a call --

@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, on a bare machine with nvcc, torch, pytest, numpy, pybind11, cmake, ninja and no network:
+#   bench/gpu.sh [build] [test] [sanitize] [bench]      all of them by default, in this order
+# A step that fails does not stop the next; the exit status says whether one did. OUT: where results go.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+OUT=${OUT:-bench/results}
+steps=("$@")
+[ ${#steps[@]} -gt 0 ] || steps=(build test sanitize bench)
+mkdir -p "$OUT"
+failed=()
+
+step() {
+    echo "== $1"
+    local name=$1
+    shift
+    local began=$SECONDS
+    "$@" || failed+=("$name")
+    echo "== $name: $((SECONDS - began)) s"
+}
+
+build() { # editable, so that tests and benchmarks import this tree
+    QKERNELS_CUDA=${QKERNELS_CUDA:-on} "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-index \
+        --no-build-isolation --no-deps --editable . &&
+        "$PYTHON" -c "
+import qkernels as qk
+state = qk.capabilities()['cuda']
+print(state)
+assert state['available']"
+}
+
+tests() {
+    local extra=()
+    for file in tests/test_triton*.py; do [ -e "$file" ] && extra+=("$file"); done
+    "$PYTHON" -m pytest -q -rs tests/test_gpu.py tests/test_cuda_build.py "${extra[@]}"
+}
+
+# Of small shapes, each allocation on its own, so that memcheck sees where it ends.
+sanitizer() {
+    command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not installed"; return 1; }
+    local select="gpu and cuda-sm and (IntWeight or requantize or quantize_activations)"
+    QKERNELS_GPU_SHAPES=small PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 9 \
+        --print-limit 20 "$PYTHON" -m pytest -q -x tests/test_gpu.py -k "$select"
+}
+
+for name in "${steps[@]}"; do
+    case $name in
+        build) step build build ;;
+        test) step test tests ;;
+        sanitize)
+            step memcheck sanitizer memcheck
+            step racecheck sanitizer racecheck
+            ;;
+        bench) step bench "$PYTHON" bench/gpu.py --out "$OUT" ${BENCH:-} ;;
+        *)
+            echo "no step $name; there are: build test sanitize bench"
+            exit 2
+            ;;
+    esac
+done
+if [ ${#failed[@]} -gt 0 ]; then
+    echo "failed: ${failed[*]}"
+    exit 1
+fi
+echo "all steps passed"

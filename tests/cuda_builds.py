@@ -1,0 +1,72 @@
+"""Builds of the CUDA kernels for tests: with nvcc, and with the host compiler for the emulator. Both are kept in
+build/, so that a second run builds only what changed.
+"""
+
+import functools
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pybind11
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def tool(name):
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+def configuration(kind, folder):
+    """The command that configures a build with QKERNELS_CUDA=kind."""
+    if not (ROOT / "csrc" / "cuda").is_dir():
+        pytest.skip("the sources of the CUDA kernels are not here")
+    command = [
+        tool("cmake"),
+        "-S",
+        ROOT,
+        "-B",
+        folder,
+        "-G",
+        "Ninja",
+        f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
+    ]
+    command += [
+        "-DCMAKE_BUILD_TYPE=Release",
+        f"-DQKERNELS_CUDA={kind}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+    ]
+    paths = f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={folder}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"
+    return [*command, *paths]
+
+
+def build(kind):
+    """Configure and build _cuda with QKERNELS_CUDA=kind; the build folder."""
+    folder = ROOT / "build" / f"cuda-{kind}"
+    steps = configuration(kind, folder), [tool("cmake"), "--build", folder, "--target", "_cuda", "-j", "2"]
+    for command in steps:
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
+    return folder
+
+
+@functools.cache
+def emulated():
+    """The module _cuda whose kernels run on the host: device memory is host memory.
+
+    It is built, unless QKERNELS_EMULATED is a folder that holds it (tests/sanitize.sh).
+    """
+    folder = os.environ.get("QKERNELS_EMULATED")
+    (path,) = (Path(folder) if folder else build("emulated")).glob("_cuda*.so")
+    # Not the name of the real module: pybind11 would give that one again.
+    spec = importlib.util.spec_from_file_location("qkernels_emulated._cuda", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.emulated
+    return module

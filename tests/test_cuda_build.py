@@ -1,0 +1,163 @@
+"""What nvcc makes of the CUDA kernels, for every architecture: no spills, the instructions that each kernel is about.
+
+Nothing here runs on a GPU. The disassemblers come with Triton, which torch brings.
+"""
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import cuda_builds
+import pytest
+
+ARCHITECTURES = ("sm_80", "sm_89", "sm_90a")
+
+
+@pytest.fixture(scope="session")
+def build():
+    if shutil.which("nvcc") is None and "CUDACXX" not in os.environ:
+        pytest.skip("nvcc is not installed")
+    return cuda_builds.build("on")
+
+
+def compiled(build):
+    """(source, architecture, kernel, what ptxas says) of every kernel."""
+    for log in sorted(build.rglob("*.cu.o.log")):
+        for part in log.read_text().split("Compiling entry function ")[1:]:
+            kernel, arch = re.match(r"'(\S+)' for '(\S+)'", part).groups()
+            yield log.name.removesuffix(".cu.o.log"), arch, kernel, part
+
+
+def test_every_architecture_is_built_without_spills(build):
+    seen = {}
+    for source, arch, kernel, says in compiled(build):
+        seen.setdefault(source, set()).add(arch)
+        where = (source, arch, kernel)
+        assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in says, (where, says)
+        registers = int(re.search(r"Used (\d+) registers", says).group(1))
+        assert registers <= 255, where
+    assert {"gemm", "quantize", "linear"} <= set(seen)
+    for source, architectures in seen.items():
+        wanted = {"sm_90a"} if source.endswith("_sm90a") else set(ARCHITECTURES)
+        assert architectures == wanted, source
+
+
+def test_no_warnings(build):
+    """Among them: wgmma that the compiler had to serialise, setmaxnreg that it ignored."""
+    logs = sorted(build.rglob("*.cu.o.log"))
+    assert logs
+    for log in logs:
+        assert not re.search("warning|serializ|C7[0-9]{3}", log.read_text(), re.IGNORECASE), log.name
+
+
+def test_the_library_needs_no_driver(build):
+    (library,) = build.glob("_cuda*.so")
+    readelf = shutil.which("readelf")
+    if readelf is None:
+        pytest.skip("readelf is not installed")
+    needed = subprocess.run([readelf, "-d", library], capture_output=True, text=True, check=True).stdout
+    assert "NEEDED" in needed
+    assert not re.search("libcuda|libcudart|libtorch|libc10", needed), needed
+
+
+@pytest.mark.parametrize(
+    "setting, compiler, succeeds, says",
+    [
+        ("auto", "no-nvcc", True, r"no CUDA kernels, because of this: no nvcc"),
+        ("on", "no-nvcc", False, r"QKERNELS_CUDA=on, but no nvcc"),
+        ("off", None, True, r"no CUDA kernels \(QKERNELS_CUDA=off\)"),
+        ("maybe", None, False, r"QKERNELS_CUDA is maybe; accepted: auto, on, off"),
+    ],
+)
+def test_settings(tmp_path, setting, compiler, succeeds, says):
+    """One line says what was done and why; what was asked for and cannot be done is an error."""
+    command, environment = cuda_builds.configuration(setting, tmp_path), {**os.environ}
+    if compiler is not None:
+        environment["CUDACXX"] = str(tmp_path / compiler)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode == 0) is succeeds, done.stderr
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if "QKERNELS_CUDA" in line]
+    assert len(lines) == 1 and re.search(says, lines[0]), done.stdout + done.stderr
+
+
+def disassembler(name):
+    triton = pytest.importorskip("triton", reason="cuobjdump comes with Triton, which is not installed")
+    found = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    if not found.exists():
+        pytest.skip(f"this Triton brings no {name}")
+    return found
+
+
+@functools.cache
+def machine_code(build, source, arch):
+    """{kernel: its SASS} of one source file."""
+    (item,) = [p for p in build.rglob("*.cu.o") if p.name == f"{source}.cu.o"]
+    command = [disassembler("cuobjdump"), "-sass", "-arch", arch, item]
+    path = {**os.environ, "PATH": f"{disassembler('nvdisasm').parent}:{os.environ['PATH']}"}
+    text = subprocess.run(command, capture_output=True, text=True, check=True, env=path).stdout
+    parts = re.split(r"\n\s*Function : (\S+)\n", text)
+    return dict(zip(parts[1::2], parts[2::2]))
+
+
+def code_of(build, source, arch, kernel):
+    found = {name: code for name, code in machine_code(build, source, arch).items() if kernel in name}
+    assert found, (source, arch, kernel)
+    return found
+
+
+def counts(code, pattern):
+    return len(re.findall(pattern, code))
+
+
+# kernel -> instructions that it must have and must not have
+EXPECTED = {
+    ("gemm", "gemm_int8_tile"): (
+        ("IMMA.16832.S8", r"LDGSTS.E.BYPASS.128", r"LDS.128"),
+        ("LDL", "STL"),
+    ),
+    ("gemm", "gemm_int8_skinny"): (
+        ("IMMA.16832.S8", r"LDG.E.NA.128"),
+        ("LDL", "STL"),
+    ),
+    ("quantize", "quantize_rows"): ((r"LDG.E.128", r"FRND|F2I"), ("LDL", "STL", "FFMA.FTZ")),
+}
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("source, kernel", EXPECTED, ids=str)
+def test_instructions(build, source, kernel, arch):
+    must, must_not = EXPECTED[source, kernel]
+    for name, code in code_of(build, source, arch, kernel).items():
+        for pattern in must:
+            assert re.search(pattern, code), (arch, name, pattern)
+        for pattern in must_not:
+            assert not re.search(rf"\b{pattern}\b", code), (arch, name, pattern)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_loops_do_what_their_sizes_say(build, arch):
+    """Products per instruction of memory: a tile of 64 x 64 a warp reads 16 16-byte vectors of shared memory for 64
+    products, and the kernel for few tokens has its eight loads of weights in flight before the first product.
+    """
+    for name, code in code_of(build, "gemm", arch, "gemm_int8_tileILi128").items():
+        assert counts(code, r"IMMA\.16832") == 64, (arch, name)
+        assert counts(code, r"LDGSTS\.E\.BYPASS\.128") == 4 * 8, (arch, name)
+    for name, code in code_of(build, "gemm", arch, "gemm_int8_skinnyILi1").items():
+        before = code[: code.index("IMMA")]
+        assert counts(before, r"LDG\.E\.\S*128") >= 8, (arch, name)
+
+
+def test_weights_are_loaded_before_the_wait_for_activations(build):
+    """Kernels that overlap with the one before: when they wait for it, the first weights are on their way, and nothing
+    else was read or written; and that one lets them start.
+    """
+    for name, code in code_of(build, "gemm", "sm_90a", "gemm_int8").items():
+        before, after = code.split("ACQBULK")
+        loads = counts(before, r"LDG\.E\.NA\.128" if "skinny" in name else r"LDGSTS\.E\.BYPASS\.128")
+        assert loads == (8 if "skinny" in name else 3 * 4 if "ILi128" in name else 3 * 2), (name, loads)
+        assert not re.search(r"\b(LDG\.E\.128|LDG\.E |STG|ATOMG|RED)", before), name
+        assert "STG" in after
+    assert all("PREEXIT" in c for c in code_of(build, "quantize", "sm_90a", "quantize_rows").values())
