@@ -8,6 +8,7 @@ from .. import (
     cpu_float,
     cpu_integer,
     cuda,
+    cuda_float,
     reference_backend,
     registry,
 )
@@ -140,6 +141,11 @@ def add_cuda_rows(op, formats, arch, core, call, *refusals, exactness="exact", t
 
 
 add_cuda_rows("linear", FLOAT_FORMATS, "sm80", "gemm", cuda.linear, cuda.refuses_quant, cuda.refuses_weight)
+add_cuda_rows(
+    *("linear", FLOAT_FORMATS, "sm80", "gemm_float", cuda_float.linear),
+    *(cuda_float.refuses_options, cuda_float.refuses_weight),
+    **_float,
+)
 for _op in ("matmul_int", "linear_requant"):
     add_cuda_rows(_op, FLOAT_FORMATS, "sm80", "gemm", getattr(cuda, _op), cuda.refuses_weight)
 add_cuda_rows("requantize", (None,), "sm80", "elementwise", cuda.requantize)
