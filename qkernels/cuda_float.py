@@ -1,7 +1,8 @@
 """The float core on CUDA: weights of up to 4 bits, integers or one table, against float activations.
 
 Products are of float16 where x is float16, and of bfloat16 where it is bfloat16 or float32, as on a CPU that multiplies
-it (float16 x whose table would leave float16's range, too); ``compute_dtype="float32"`` multiplies float32, on CUDA cores.
+it (float16 x whose table would leave float16's range, too). ``compute_dtype="float32"`` multiplies float32, on CUDA
+cores.
 """
 
 import sys

@@ -83,23 +83,22 @@ def run(x, w, bias=None, activation=None, compute=None, **options):
     """The kernel's result, held to the reference; what it multiplies is checked as well."""
     poison()
     y = qk.linear(x, w, bias, activation, backend="cuda", compute_dtype=compute, **options)
-    x_name = str(x.dtype).removeprefix("torch.")
-    name = cuda_float.compute_name(x_name, compute, cuda_float.half_holds(w.numpy().lookup().table))
-    if name == "float16":
-        check_half(y, x, w, bias, activation)
-    else:
-        check(y, x, w, bias, activation, name)
+    check_product(y, x, w, bias, activation, compute)
     return y
 
 
-def check_half(y, x, w, bias, activation):
-    """float16 products are exact where the table is: else its entries are rounded first, as to bfloat16."""
-    table = w.numpy().lookup().table
-    rounded = table.astype(np.float16).astype(np.float32)
-    if (rounded == table).all() and w.numpy().lookup().input_scale is None:
-        check(y, x, w, bias, activation, "float32")
-    else:
-        check(y, x, w, bias, activation, "float32", tolerance=2.0**-10 + 2.0**-20 + 2e-6)
+def check_product(y, x, w, bias=None, activation=None, compute=None):
+    """A weight-only result of the CUDA kernels within the table of docs/numerics.md."""
+    q = w.numpy().lookup()
+    name = str(x.dtype).removeprefix("torch.")
+    name = cuda_float.compute_name(name, compute, cuda_float.half_holds(q.table))
+    if name != "float16":
+        return check(y, x, w, bias, activation, name)
+    # float16 products are exact where the table is and x is not scaled: else both are rounded, as to bfloat16.
+    rounded = q.table.astype(np.float16).astype(np.float32)
+    if (rounded == q.table).all() and q.input_scale is None:
+        return check(y, x, w, bias, activation, "float32")
+    return check(y, x, w, bias, activation, "float32", tolerance=2.0**-10 + 2.0**-20 + 2e-6)
 
 
 # ---- the layout ---------------------------------------------------------------------------------------------------
