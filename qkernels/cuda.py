@@ -181,7 +181,7 @@ def refuses_quant(request):
 
 def _quant_reason(q):
     if q is None:
-        return "input_quant is None (weight-only): no kernel of this backend"
+        return "input_quant is None (weight-only): that is for the float core"
     if q.bits == 1:
         return "input_quant has bits=1: that is for the binary core"
     return "input_quant has a power" if q.power is not None else None

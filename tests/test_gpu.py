@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import as_array, assert_same
+from test_cuda_float import check_product
 from test_linear_float import CASES, check, weight
 
 import qkernels as qk
@@ -123,6 +124,8 @@ def run_linear(kernel, device, rng, w, shape, i, quant):
     assert y.device == device and y.dtype == torch.float32
     if kernel.exactness == "exact":
         assert_same(y.cpu(), qk.linear(x, w, bias, activation, **options, backend="reference"))
+    elif kernel.backend == "cuda":
+        check_product(y.cpu(), x, w, bias, activation)
     else:
         check(y.cpu(), x, w, bias, activation, "bfloat16" if dtype is torch.bfloat16 else "float32", 4e-6)
     if device.type == "cuda":
@@ -154,13 +157,28 @@ def run_codes(kernel, device, rng, w, shape, i):
     return True
 
 
+def run_bits(kernel, device, rng, w, shape, i):
+    m, k, n = shape
+    x = torch.from_numpy(rng.integers(0, 256, (m, -(-k // 8))).astype(np.uint8))
+    bias = torch.from_numpy(rng.standard_normal(n).astype(np.float32))
+    value = rng.integers(-k // 4 - 1, k // 4 + 1, n)
+    options = [{"bias": bias, "activation": "relu"}, {"bias": bias, "sign": True}]
+    options += [{"threshold": qk.Threshold(value, rng.random(n) < 0.5)}, {"x_scale": 0.3}]
+    options = options[i % 4] if kernel.op == "linear_binary" else {}
+    there = {o: v.to(device) if torch.is_tensor(v) else v for o, v in options.items()}
+    poison(device)
+    y = kernel(x.to(device), w, **there)
+    assert_same(y.cpu(), getattr(qk, kernel.op)(x, w, **options, backend="reference"))
+    return True
+
+
 def run_elementwise(kernel, device, rng, shape, i, quant):
     m, k, _ = shape
     if kernel.op == "requantize":
         acc = torch.from_numpy(rng.integers(-(2**31), 2**31, (m, k)).astype(np.int32))
         scale = rng.uniform(1e-9, 1e-6, k if i % 2 and k else 1)
         args = acc, qk.Requant.from_scale(scale, 3, ("single", "double", "float")[i % 3])
-    elif quant is None or quant.bits == 1:
+    elif (quant is None or quant.bits == 1) and kernel.op != "pack_signs":
         return False
     else:
         x = torch.from_numpy(rng.standard_normal((m, k)).astype(np.float32))
@@ -176,7 +194,8 @@ def run_elementwise(kernel, device, rng, shape, i, quant):
 
 
 RUNS = {"linear": run_linear, "matmul_int": run_codes, "linear_requant": run_codes}
-RUNS |= {"requantize": run_elementwise, "quantize_activations": run_elementwise}
+RUNS |= dict.fromkeys(("requantize", "quantize_activations", "pack_signs"), run_elementwise)
+RUNS |= {"matmul_binary": run_bits, "linear_binary": run_bits}
 
 
 @pytest.mark.parametrize("kernel", ROWS, ids=str)
@@ -197,7 +216,7 @@ def test_rows(kernel, device, rng):
             elif kernel.op == "linear":
                 ran += run_linear(kernel, device, rng, make(shape[2], shape[1], i), shape, i, quant)
             else:
-                ran += run_codes(kernel, device, rng, make(shape[2], shape[1], i), shape, i)
+                ran += RUNS[kernel.op](kernel, device, rng, make(shape[2], shape[1], i), shape, i)
     assert ran > 0, "the row refused everything"
 
 

@@ -13,4 +13,6 @@ inline void require(bool ok, const char* what) {
     if (!ok) throw std::invalid_argument(what);
 }
 
-void bind_cuda_gemm(py::module_& m);  // cuda_gemm.cpp
+void bind_cuda_gemm(py::module_& m);    // cuda_gemm.cpp
+void bind_cuda_float(py::module_& m);   // cuda_float.cpp
+void bind_cuda_binary(py::module_& m);  // cuda_binary.cpp

@@ -33,4 +33,6 @@ PYBIND11_MODULE(_cuda, m) {
         return out;
     });
     bind_cuda_gemm(m);
+    bind_cuda_float(m);
+    bind_cuda_binary(m);
 }

@@ -1,9 +1,10 @@
 // From accumulators to the output: zero points, scale or fixed-point requantization, bias, activation, store;
 // epilogue_kernel.h computes it.
 //
-//   int32     acc' = acc - x_zero * x_offset[n] - w_zero[n] * x_sum[m]
+//   int32     acc' = (acc << acc_shift) - x_zero * x_offset[n] - w_zero[n] * x_sum[m]
 //   float     act(((float(acc') * w_scale[n]) * x_scale[m]) + bias[n])          each operation rounds once
 //   int8      clamp(requant(acc' + bias_i32[n]) + out_zero, lo, hi)             common/fixed_point.h
+//   bits      of the float result >= 0, or of acc' against threshold[n]: bit n % 8 of byte n / 8, those past n 0
 // Cores whose sums are floats already call store(m, float4): act((sum * x_scale[m]) + bias[n]).
 #pragma once
 
@@ -12,6 +13,8 @@
 namespace qk::cuda {
 
 inline constexpr int kVector = 4;
+
+enum class Pack : int { none = 0, sign = 1, threshold = 2 };
 
 struct Epilogue {
     void* out = nullptr;  // (m, n) of out_type, pitch ldo
@@ -31,6 +34,10 @@ struct Epilogue {
     const float* requant_scale = nullptr;                                        // [n], for Rounding::float_
     Rounding rounding = Rounding::single;
     int32_t out_zero = 0, lo = -128, hi = 127;
+    // Bits: out is (m, ceil(n / 8)) bytes of pitch ldo.
+    Pack pack = Pack::none;
+    const int32_t *threshold = nullptr, *flip = nullptr;  // [n]: acc' >= threshold, or <= where flip is not 0
+    int32_t acc_shift = 0;
     bool vector = false;  // rows of `out` start where kVector elements are aligned; set by prepare()
 
     void prepare() {

@@ -48,7 +48,16 @@ class ChannelEpilogue {
         const uint32_t sum = e_.w_zero != nullptr ? as_unsigned(e_.x_sum[m]) : 0u;
 #pragma unroll
         for (int i = 0; i < kVector; ++i)
-            a[i] = static_cast<int32_t>(as_unsigned(a[i]) - offset_[i] - w_zero_[i] * sum);
+            a[i] = static_cast<int32_t>((as_unsigned(a[i]) << e_.acc_shift) - offset_[i] - w_zero_[i] * sum);
+        if (e_.pack == Pack::threshold) {
+            uint32_t bits = 0;
+#pragma unroll
+            for (int i = 0; i < kVector; ++i) {
+                const int64_t c = channel_ + i;
+                if (c < e_.n && (e_.flip[c] != 0 ? a[i] <= e_.threshold[c] : a[i] >= e_.threshold[c])) bits |= 1u << i;
+            }
+            return put_bits(m, bits);
+        }
         if (e_.out_type == DType::i32) return put<int32_t>(m, a);
         if (is_byte()) {
             uint8_t codes[kVector];
@@ -91,9 +100,25 @@ class ChannelEpilogue {
             if (e_.bias != nullptr) y[i] = y[i] + bias_[i];  // without a bias -0 stays -0
             y[i] = activate(y[i], e_.activation);
         }
+        if (e_.pack == Pack::sign) {
+            uint32_t bits = 0;
+#pragma unroll
+            for (int i = 0; i < kVector; ++i)
+                if (channel_ + i < e_.n && y[i] >= 0.0f) bits |= 1u << i;
+            return put_bits(m, bits);
+        }
         if (e_.out_type == DType::f32) return put<float>(m, y);
         if (e_.out_type == DType::bf16) return put<bf16>(m, y);
         put<f16>(m, y);
+    }
+
+    // Four bits of this thread and the four of the next, which has the channels beside: both call it.
+    __device__ __forceinline__ void put_bits(int64_t m, uint32_t bits) const {
+        static_assert(kVector == 4);
+        const unsigned pair = 3u << (threadIdx.x % 32 & 30);
+        const uint32_t other = __shfl_xor_sync(pair, bits, 1);
+        if (channel_ % 8 == 0 && channel_ < e_.n)
+            static_cast<uint8_t*>(e_.out)[m * e_.ldo + channel_ / 8] = static_cast<uint8_t>(bits | other << 4);
     }
 
     template <class T, class From>

@@ -31,7 +31,7 @@ GemmPlan plan_gemm(int64_t m, int64_t n, int64_t k_pad, int multiprocessors);
 
 // workspace: plan.part_bytes() + plan.counter_bytes(), 16-byte aligned, its counters (the last part) 0. overlap: the
 // launch before is a kernel of ours that lets the next start (quantize), on a device of compute capability 9.
-void gemm_int8(GemmInt8 g, const GemmPlan& plan, void* workspace, bool overlap, Stream stream);
+void gemm_int8(const GemmInt8& g, const GemmPlan& plan, void* workspace, bool overlap, Stream stream);
 
 // Rows of codes as the GEMM wants them: x (m, k), pitch ldx, to codes (m, k_pad), pitch k_pad, 0 beyond k (codes may
 // be null); sums [m] of a row's codes (or null).

@@ -20,23 +20,24 @@ __device__ __forceinline__ bool arrives_last(const SplitK& split, int64_t tile, 
     return last;
 }
 
-// acc[i] of all parts. Thread t of `threads` owns values [i][t] of a tile, whole int4s: coalesced. False: not the last.
-template <int COUNT>
+// acc[i] of all parts, Four int4 or float4. Thread t of `threads` owns values [i][t] of a tile: coalesced. False: not
+// the last.
+template <class Four, int COUNT>
 __device__ __forceinline__ bool sum_parts(const SplitK& split, int64_t tile, int part, int thread, int threads,
-                                          int4 (&acc)[COUNT], int32_t* flag) {
-    int4* mine = static_cast<int4*>(split.parts) + ((tile * split.splits + part) * COUNT) * threads + thread;
+                                          Four (&acc)[COUNT], int32_t* flag) {
+    Four* mine = static_cast<Four*>(split.parts) + ((tile * split.splits + part) * COUNT) * threads + thread;
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) mine[static_cast<int64_t>(i) * threads] = acc[i];
     if (!arrives_last(split, tile, flag)) return false;
 #pragma unroll
-    for (int i = 0; i < COUNT; ++i) acc[i] = make_int4(0, 0, 0, 0);
+    for (int i = 0; i < COUNT; ++i) acc[i] = {0, 0, 0, 0};
 #pragma unroll 1
     for (int p = 0; p < split.splits; ++p) {
-        const int4* from =
-            static_cast<const int4*>(split.parts) + ((tile * split.splits + p) * COUNT) * threads + thread;
+        const Four* from =
+            static_cast<const Four*>(split.parts) + ((tile * split.splits + p) * COUNT) * threads + thread;
 #pragma unroll
         for (int i = 0; i < COUNT; ++i) {
-            const int4 v = __ldcg(from + static_cast<int64_t>(i) * threads);
+            const Four v = __ldcg(from + static_cast<int64_t>(i) * threads);
             acc[i].x += v.x;
             acc[i].y += v.y;
             acc[i].z += v.z;

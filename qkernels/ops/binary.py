@@ -11,7 +11,7 @@ from ..cpu import FLOATS, dtype_name
 from ..errors import ArgumentError, DTypeError
 from ..formats import BinaryWeight, TernaryWeight
 from ..quant import InputQuant
-from .request import Request, check_activation, check_array, check_vector, name_of_dtype
+from .request import Request, check_activation, check_array, check_device, check_vector, name_of_dtype
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 BITS_FORMATS = (BinaryWeight, TernaryWeight)
@@ -29,7 +29,7 @@ class BitsRequest(Request):
     def empty_as(self, name):
         if is_torch(self.x):
             torch = sys.modules["torch"]
-            return torch.empty((self.m, self.width), dtype=getattr(torch, name))
+            return torch.empty((self.m, self.width), dtype=getattr(torch, name), device=self.x.device)
         return np.empty((self.m, self.width), name)
 
     def shaped_as(self, out):
@@ -150,7 +150,7 @@ def linear_binary_request(
     op = "linear_binary"
     r = _bits_request(op, x_bits, w, bias, None, backend, x_nonzero)
     n = w.shape[0]
-    check_vector(op, "bias", bias, n, (*FLOATS, "float64"))
+    check_vector(op, "bias", bias, n, (*FLOATS, "float64"), x_bits)
     check_binary_activation(op, activation, n)
     if not isinstance(sign, bool | np.bool_):
         raise ArgumentError(f"{op}: sign is {sign!r}; accepted: True, False.")
@@ -220,6 +220,7 @@ def _bits_request(op, x_bits, w, bias, out_name, backend, x_nonzero):
     r = BitsRequest(op, x_bits, w, bias, out_name, backend, x_nonzero=None)
     if x_nonzero is not None:
         check_array(op, "x_nonzero", x_nonzero, ("uint8",))
+        check_device(op, "x_nonzero", x_nonzero, x_bits)
         if tuple(x_nonzero.shape) != tuple(x_bits.shape):
             raise ArgumentError(
                 f"{op}: x_nonzero has shape {tuple(x_nonzero.shape)}; accepted: that of x_bits, {tuple(x_bits.shape)}."
@@ -256,7 +257,7 @@ def linear_request(x, w, bias, activation, input_quant, compute_dtype, out_dtype
             f"{op}: x has shape {tuple(x.shape)}, w has shape {w.shape} (N, K); the last dimension of x must be "
             f"K = {w.shape[1]}."
         )
-    check_vector(op, "bias", bias, w.shape[0], (*FLOATS, "float64"))
+    check_vector(op, "bias", bias, w.shape[0], (*FLOATS, "float64"), x)
     check_binary_activation(op, activation, w.shape[0])
     if compute_dtype is not None:
         raise ArgumentError(f"{op}: compute_dtype is {compute_dtype!r} with an input_quant; accepted: None.")

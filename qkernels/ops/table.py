@@ -8,6 +8,8 @@ from .. import (
     cpu_float,
     cpu_integer,
     cuda,
+    cuda_binary,
+    cuda_float,
     reference_backend,
     registry,
 )
@@ -141,6 +143,18 @@ def add_cuda_rows(op, formats, arch, core, call, *refusals, exactness="exact", t
 
 
 add_cuda_rows("linear", FLOAT_FORMATS, "sm80", "gemm", cuda.linear, cuda.refuses_quant, cuda.refuses_weight)
+_few_bits = tuple(f for f in FLOAT_FORMATS if f != "MixedIntWeight")  # some of its rows are wider than 4 bits
+add_cuda_rows(
+    *("linear", _few_bits, "sm80", "gemm_float", cuda_float.linear),
+    *(cuda_float.refuses_options, cuda_float.refuses_weight),
+    **_float,
+)
+add_cuda_rows(
+    "linear", BITS_FORMATS, "sm80", "binary", cuda_binary.linear, cuda_binary.refuses_quant, tag="signs"
+)
+for _op in ("matmul_binary", "linear_binary"):
+    add_cuda_rows(_op, BITS_FORMATS, "sm80", "binary", getattr(cuda_binary, _op), cuda_binary.refuses_bits)
+add_cuda_rows("pack_signs", (None,), "sm80", "binary", cuda_binary.pack_signs)
 for _op in ("matmul_int", "linear_requant"):
     add_cuda_rows(_op, FLOAT_FORMATS, "sm80", "gemm", getattr(cuda, _op), cuda.refuses_weight)
 add_cuda_rows("requantize", (None,), "sm80", "elementwise", cuda.requantize)

@@ -218,6 +218,13 @@ T __shfl_up_sync(unsigned mask, T value, int delta, int width = 32) {
                                        [=](int own) { return own % width >= delta ? own - delta : own; });
 }
 
+inline unsigned __ballot_sync(unsigned mask, bool flag) {
+    unsigned own = flag ? 1u << qk::cuda::emulator::state.fiber->lane() : 0u;
+    if (mask != 0xffffffffu) qk::cuda::emulator::fail("__ballot_sync: the emulator takes whole warps");
+    for (int bits = 16; bits > 0; bits /= 2) own |= __shfl_xor_sync(mask, own, bits);
+    return own;
+}
+
 // Threads run one at a time and are stopped only where they wait: plain operations are atomic.
 template <class T, class U>
 T atomicAdd(T* p, U value) {

@@ -1,0 +1,102 @@
+// The float core on CUDA devices.
+#include "../cuda/linear_float.h"
+#include "cuda_common.h"
+
+namespace {
+
+using qk::cuda::Epilogue;
+
+struct Weight {
+    qk::cuda::FloatWeight view;
+    int device;
+    py::object owner;
+};
+
+}  // namespace
+
+void bind_cuda_float(py::module_& m) {
+    m.def("float_layout", [](int64_t n, int64_t k, int64_t group, bool half_scales, bool has_offset, bool has_input) {
+        const auto l = qk::cuda::float_layout(n, k, group, half_scales, has_offset, has_input);
+        py::dict out;
+        out["n_pad"] = l.n_pad;
+        out["k_pad"] = l.k_pad;
+        out["group"] = l.group;
+        out["groups"] = l.groups;
+        out["codes"] = l.codes;
+        out["scale"] = l.scale;
+        out["offset"] = l.offset;
+        out["inv_input"] = l.inv_input;
+        out["total_bytes"] = l.total_bytes;
+        return out;
+    });
+    m.def("position_of", &qk::cuda::position_of, "gemm_float_layout.h");
+    m.def("element_at", &qk::cuda::element_at, "gemm_float_layout.h");
+    m.def("scale_index", &qk::cuda::scale_index, "gemm_float_layout.h");
+    // (word, the bits of it that a code has)
+    m.def("float_place", [](int64_t n, int64_t position, int64_t k_pad, int decoder, uint32_t code) {
+        const auto p = qk::cuda::float_place(n, position, k_pad);
+        const auto d = static_cast<qk::cuda::Decoder>(decoder);
+        return py::make_tuple(p.word, p.reg, p.element, qk::cuda::float_bits_of(d, p.reg, p.element, code));
+    });
+    // (tokens and channels of a tile, blocks that share a K, tiles)
+    m.def("plan_float", [](int64_t rows, int64_t n, int64_t k, int64_t group, int compute, int multiprocessors) {
+        const auto l = qk::cuda::float_layout(n, k, group, false, false, false);
+        const auto p = qk::cuda::plan_float(rows, l, static_cast<qk::DType>(compute), multiprocessors);
+        return py::make_tuple(p.tokens, p.channels, p.splits, p.tiles);
+    });
+
+    py::class_<Weight>(m, "FloatWeight", "A prepacked weight of up to 4 bits on a device: gemm_float_layout.h.")
+        .def(py::init([](int device, Address data, int64_t bytes, py::object owner, int64_t n, int64_t k, int64_t group,
+                         bool half_scales, bool has_offset, bool has_input_scale, int decoder,
+                         const std::vector<float>& table) {
+            require(n >= 0 && k >= 0 && n < (int64_t{1} << 31) && k < (int64_t{1} << 31) && group >= 0,
+                    "FloatWeight: a size is out of range");
+            require((decoder == 0 || decoder == 1) && table.size() == 16, "FloatWeight: not a decoder");
+            Weight w{{}, device, std::move(owner)};
+            w.view.layout = qk::cuda::float_layout(n, k, group, half_scales, has_offset, has_input_scale);
+            require(data % 16 == 0 && bytes == w.view.layout.total_bytes,
+                    "FloatWeight: not a prepacked weight of this shape: make it with qkernels.cuda_float.packed");
+            w.view.base = pointer<char>(data);
+            w.view.has_offset = has_offset;
+            w.view.has_input_scale = has_input_scale;
+            w.view.decoder = static_cast<qk::cuda::Decoder>(decoder);
+            float entries[16];
+            std::copy(table.begin(), table.end(), entries);
+            w.view.set_table(entries);
+            return w;
+        }))
+        .def_property_readonly("shape",
+                               [](const Weight& w) { return py::make_tuple(w.view.layout.n, w.view.layout.k); })
+        .def("scratch_bytes",
+             [](const Weight& w, int64_t rows, int compute) {
+                 const qk::cuda::DeviceGuard guard(w.device);
+                 return qk::cuda::scratch_bytes(w.view, rows, static_cast<qk::DType>(compute));
+             })
+        .def("linear",
+             [](const Weight& w, Address stream, Address x, int x_type, int compute, int64_t rows, int64_t ldx,
+                Address bias, int activation, int out_type, Address out, Address scratch, int64_t bytes) {
+                 require(x_type >= 0 && x_type <= 2 && compute >= 0 && compute <= 2 && out_type >= 0 && out_type <= 2 &&
+                             activation >= 0 && activation <= 4,
+                         "linear: a dtype or activation is out of range");
+                 require(rows >= 0 && rows < (int64_t{1} << 31), "linear: the number of rows is out of range");
+                 present("linear: x", x, rows * w.view.layout.k);
+                 present("linear: the result", out, rows * w.view.layout.n);
+                 Epilogue e;
+                 e.out = pointer<void>(out);
+                 e.ldo = w.view.layout.n;
+                 e.out_type = static_cast<qk::DType>(out_type);
+                 e.bias = pointer<float>(bias);
+                 e.activation = static_cast<qk::Activation>(activation);
+                 qk::cuda::FloatInput input;
+                 input.x = pointer<void>(x);
+                 input.type = static_cast<qk::DType>(x_type);
+                 input.compute = static_cast<qk::DType>(compute);
+                 input.m = rows;
+                 input.ldx = ldx;
+                 py::gil_scoped_release release;
+                 const qk::cuda::DeviceGuard guard(w.device);
+                 require(qk::cuda::scratch_bytes(w.view, rows, input.compute) <= bytes,
+                         "linear: the scratch memory is too small");
+                 qk::cuda::linear_float(w.view, input, e, pointer<void>(scratch), stream_of(stream));
+             });
+}

@@ -1,0 +1,265 @@
+// Weight-only products of few tokens on CUDA cores, codes in the layout of gemm_float_layout.h: bound by their bytes.
+//
+// Eight warps share the K of 32 channels. A warp takes 64 k at a time, 16 bytes of codes a lane and 16 channels
+// straight from device memory; no barrier stops it before the end. A lane has channels g and g + 8 and 16 of the 64 k,
+// whose activations it reads from L1. Products and sums are float32, each lane's in the order of k; four lanes, eight
+// warps and then the blocks that share a K (split_k.h) are added in an order that never changes.
+//
+// float32 activations meet table entries of float32: two 16-bit tables make their halves.
+#include "convert.h"
+#include "decode.h"
+#include "epilogue_kernel.h"
+#include "gemm_float.h"
+#include "ptx.h"
+#include "split_k_kernel.h"
+
+namespace qk::cuda {
+
+namespace {
+
+constexpr int kWarps = 8, kRows = kGemvChannels / kFloatN, kUnroll = 2;
+
+__device__ __forceinline__ float2 pair_of(uint32_t two, f16) {
+    return make_float2(to_float(f16{static_cast<uint16_t>(two)}), to_float(f16{static_cast<uint16_t>(two >> 16)}));
+}
+__device__ __forceinline__ float2 pair_of(uint32_t two, bf16) {
+    return make_float2(__uint_as_float(two << 16), __uint_as_float(two & 0xffff0000u));
+}
+
+// The 16 activations of a lane in 64 k.
+template <class Float>
+struct Activations {
+    static constexpr int kLoads = static_cast<int>(sizeof(Float));  // of 16 bytes, for 16 numbers
+    uint4 at[kLoads];
+
+    __device__ __forceinline__ void load(const char* row, int t) {
+#pragma unroll
+        for (int i = 0; i < kLoads; ++i) {  // half i / (kLoads / 2) of the 64, numbers 8t .. 8t + 7 of its 32
+            constexpr int kHalf = kLoads / 2;
+            at[i] = __ldg(reinterpret_cast<const uint4*>(row + (i / kHalf * 32 + t * 8) * sizeof(Float)) + i % kHalf);
+        }
+    }
+    // The four of instruction s.
+    __device__ __forceinline__ void get(int s, float (&x)[4]) const {
+        if constexpr (std::is_same_v<Float, float>) {
+            const uint4 v = at[s];
+            x[0] = __uint_as_float(v.x);
+            x[1] = __uint_as_float(v.y);
+            x[2] = __uint_as_float(v.z);
+            x[3] = __uint_as_float(v.w);
+        } else {
+            const uint4 v = at[s / 2];
+            const float2 a = pair_of(s % 2 == 0 ? v.x : v.z, Float{}), b = pair_of(s % 2 == 0 ? v.y : v.w, Float{});
+            x[0] = a.x;
+            x[1] = a.y;
+            x[2] = b.x;
+            x[3] = b.y;
+        }
+    }
+};
+
+// Four elements each of channels g and g + 8.
+template <Decoder D, class Float>
+__device__ __forceinline__ void decode_floats(const GemmFloat& g, uint32_t word, float (&w)[2][4]) {
+    uint32_t a[4];
+    if constexpr (std::is_same_v<Float, float>) {
+        decode<D, bf16>(g.table, word, a);
+        uint32_t rest[4] = {};
+        if constexpr (D == Decoder::table) decode<D, bf16>(g.table_rest, word, rest);
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+            w[r % 2][r / 2 * 2] = __uint_as_float(permute_bytes(rest[r], a[r], 0x5410u));
+            w[r % 2][r / 2 * 2 + 1] = __uint_as_float(permute_bytes(rest[r], a[r], 0x7632u));
+        }
+    } else {
+        decode<D, Float>(g.table, word, a);
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+            const float2 two = pair_of(a[r], Float{});
+            w[r % 2][r / 2 * 2] = two.x;
+            w[r % 2][r / 2 * 2 + 1] = two.y;
+        }
+    }
+}
+
+__device__ __forceinline__ float2 scales_of(const GemmFloat& g, int64_t tile, int64_t group, int lane_g) {
+    const int64_t at = (tile * g.layout.groups + group) * kFloatN + lane_g * 2;
+    if (g.layout.scale_bytes == 4) return __ldg(reinterpret_cast<const float2*>(g.scale + at * 4));
+    return pair_of(__ldg(reinterpret_cast<const uint32_t*>(g.scale + at * 2)), f16{});
+}
+
+template <Decoder D, class Float, int TOKENS>
+__global__ void __launch_bounds__(32 * kWarps, 2) gemv_float_rows(const __grid_constant__ GemmFloat g) {
+    const FloatLayout& l = g.layout;
+    const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, lane_g = lane / 4, t = lane % 4;
+    const int64_t n_tiles = ceil_div(l.n, kGemvChannels), blocks = l.k_pad / kFloatK;
+    const int64_t n0 = blockIdx.x % n_tiles * kGemvChannels, m0 = blockIdx.x / n_tiles * TOKENS;
+    const int64_t begin = blocks * blockIdx.y / g.split.splits, end = blocks * (blockIdx.y + 1) / g.split.splits;
+    int64_t tile[kRows];  // one beyond N repeats the last: its results are dropped
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+        tile[r] = n0 / kFloatN + r;
+        if (tile[r] * kFloatN >= l.n_pad) tile[r] = l.n_pad / kFloatN - 1;
+    }
+    const char* x[TOKENS];
+#pragma unroll
+    for (int m = 0; m < TOKENS; ++m) x[m] = g.x + (m0 + m < g.m ? m0 + m : g.m - 1) * g.ldx;
+
+    float acc[kRows][2][TOKENS] = {}, total[kRows][2][TOKENS] = {};
+    auto add_unit = [&](int64_t unit, const float2(&scale)[kRows]) {
+#pragma unroll
+        for (int r = 0; r < kRows; ++r)
+#pragma unroll
+            for (int m = 0; m < TOKENS; ++m) {
+                total[r][0][m] = fmaf(scale[r].x, acc[r][0][m], total[r][0][m]);
+                total[r][1][m] = fmaf(scale[r].y, acc[r][1][m], total[r][1][m]);
+                acc[r][0][m] = acc[r][1][m] = 0.0f;
+            }
+        if (g.offset == nullptr || t != 0) return;  // once, not by each of the four lanes
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) {
+            const int64_t at = (tile[r] * l.groups + unit / l.group_units) * kFloatN + lane_g * 2;
+            const float2 offset = __ldg(reinterpret_cast<const float2*>(g.offset + at));
+#pragma unroll
+            for (int m = 0; m < TOKENS; ++m) {
+                const float sum = m0 + m < g.m ? __ldg(g.x_sum + unit * g.m_pad + m0 + m) : 0.0f;
+                total[r][0][m] = fmaf(offset.x, sum, total[r][0][m]);
+                total[r][1][m] = fmaf(offset.y, sum, total[r][1][m]);
+            }
+        }
+    };
+    auto group_of = [&](int64_t unit) {
+        const int64_t group = unit / l.group_units;
+        return group < l.groups ? group : l.groups - 1;  // positions beyond the last group hold nothing
+    };
+    // Codes, activations and (one unit in 64 k) scales of kUnroll blocks are on their way before the first is
+    // multiplied.
+    auto run = [&](int64_t from, auto count) {
+        constexpr int kCount = decltype(count)::value;
+        uint4 word[kCount][kRows];
+        float2 scale[kCount][kRows] = {};
+        Activations<Float> xs[kCount][TOKENS];
+#pragma unroll
+        for (int u = 0; u < kCount; ++u) {
+            const int64_t block = from + u * kWarps;
+#pragma unroll
+            for (int r = 0; r < kRows; ++r)
+                word[u][r] = load_stream(g.w + (tile[r] * blocks + block) * kFloatBytes + lane * 16);
+        }
+#pragma unroll
+        for (int u = 0; u < kCount; ++u) {
+            const int64_t block = from + u * kWarps;
+#pragma unroll
+            for (int r = 0; r < kRows; ++r)
+                if (l.units == 1) scale[u][r] = scales_of(g, tile[r], group_of(block), lane_g);
+#pragma unroll
+            for (int m = 0; m < TOKENS; ++m) xs[u][m].load(x[m] + block * kFloatK * sizeof(Float), t);
+        }
+#pragma unroll
+        for (int u = 0; u < kCount; ++u) {
+            const int64_t block = from + u * kWarps;
+#pragma unroll
+            for (int s = 0; s < 4; ++s) {
+#pragma unroll
+                for (int r = 0; r < kRows; ++r) {
+                    const uint4& c = word[u][r];
+                    float w[2][4];
+                    decode_floats<D, Float>(g, s == 0 ? c.x : (s == 1 ? c.y : (s == 2 ? c.z : c.w)), w);
+#pragma unroll
+                    for (int m = 0; m < TOKENS; ++m) {
+                        float v[4];
+                        xs[u][m].get(s, v);
+#pragma unroll
+                        for (int i = 0; i < 4; ++i) {
+                            acc[r][0][m] = fmaf(w[0][i], v[i], acc[r][0][m]);
+                            acc[r][1][m] = fmaf(w[1][i], v[i], acc[r][1][m]);
+                        }
+                    }
+                }
+                if (l.units == 1 && s == 3) add_unit(block, scale[u]);
+                if (l.units == 4 || (l.units == 2 && s % 2 == 1)) {
+                    const int64_t unit = block * l.units + (l.units == 4 ? s : s / 2);
+                    float2 now[kRows];
+#pragma unroll
+                    for (int r = 0; r < kRows; ++r) now[r] = scales_of(g, tile[r], group_of(unit), lane_g);
+                    add_unit(unit, now);
+                }
+            }
+        }
+    };
+    int64_t block = begin + warp;
+#pragma unroll 1
+    for (; block + (kUnroll - 1) * kWarps < end; block += kUnroll * kWarps)
+        run(block, std::integral_constant<int, kUnroll>{});
+#pragma unroll 1
+    for (; block < end; block += kWarps) run(block, std::integral_constant<int, 1>{});
+
+    // Lanes, then warps: [warp][token][channel].
+    auto* sums = reinterpret_cast<float*>(shared_memory());
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+        const float2 s = l.units == 0 ? scales_of(g, tile[r], 0, lane_g) : make_float2(0.0f, 0.0f);
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+#pragma unroll
+            for (int m = 0; m < TOKENS; ++m) {
+                float v = l.units == 0 ? (h == 0 ? s.x : s.y) * acc[r][h][m] : total[r][h][m];
+                v += __shfl_xor_sync(0xffffffffu, v, 1);
+                v += __shfl_xor_sync(0xffffffffu, v, 2);
+                if (t == 0) sums[(warp * TOKENS + m) * kGemvChannels + r * kFloatN + h * 8 + lane_g] = v;
+            }
+    }
+    __syncthreads();
+    constexpr int kOwners = TOKENS * kGemvChannels / kVector;  // threads that own results
+    const int token = thread / (kGemvChannels / kVector), quad = thread % (kGemvChannels / kVector);
+    float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
+    auto add = [&sum](const float4 v) {
+        sum.x += v.x;
+        sum.y += v.y;
+        sum.z += v.z;
+        sum.w += v.w;
+    };
+    if (thread < kOwners) {
+#pragma unroll
+        for (int p = 0; p < kWarps; ++p)
+            add(*reinterpret_cast<const float4*>(sums + (p * TOKENS + token) * kGemvChannels + quad * kVector));
+    }
+    if (g.split.splits > 1) {
+        auto* flag = reinterpret_cast<int32_t*>(sums + kWarps * TOKENS * kGemvChannels);
+        float4* parts =
+            static_cast<float4*>(g.split.parts) + static_cast<int64_t>(blockIdx.x) * g.split.splits * kOwners;
+        if (thread < kOwners) parts[blockIdx.y * kOwners + thread] = sum;
+        if (!arrives_last(g.split, blockIdx.x, flag)) return;
+        sum = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll 1
+        for (int p = 0; p < g.split.splits && thread < kOwners; ++p) add(__ldcg(parts + p * kOwners + thread));
+    }
+    if (thread < kOwners && m0 + token < g.m) ChannelEpilogue(g.epilogue, n0 + quad * kVector).store(m0 + token, sum);
+}
+
+template <Decoder D, class Float>
+void launch_tokens(const GemmFloat& g, const FloatPlan& plan, Stream stream) {
+    const dim3 grid(static_cast<unsigned>(plan.tiles), static_cast<unsigned>(plan.splits)), block(32 * kWarps);
+    const size_t shared = kWarps * plan.tokens * kGemvChannels * 4 + 16;
+    if (plan.tokens == 1) return launch(gemv_float_rows<D, Float, 1>, grid, block, shared, stream, g);
+    if (plan.tokens == 2) return launch(gemv_float_rows<D, Float, 2>, grid, block, shared, stream, g);
+    launch(gemv_float_rows<D, Float, kGemvTokens>, grid, block, shared, stream, g);
+}
+
+template <Decoder D>
+void launch_type(const GemmFloat& g, const FloatPlan& plan, Stream stream) {
+    switch (g.x_type) {
+        case DType::f32: return launch_tokens<D, float>(g, plan, stream);
+        case DType::bf16: return launch_tokens<D, bf16>(g, plan, stream);
+        default: return launch_tokens<D, f16>(g, plan, stream);
+    }
+}
+
+}  // namespace
+
+void gemv_float(const GemmFloat& g, const FloatPlan& plan, Stream stream) {
+    if (g.decoder == Decoder::integers) return launch_type<Decoder::integers>(g, plan, stream);
+    launch_type<Decoder::table>(g, plan, stream);
+}
+
+}  // namespace qk::cuda
