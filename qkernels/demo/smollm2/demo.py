@@ -289,7 +289,8 @@ def draw_perplexity(axis, rows, colors):
     axis.set_xscale("log")
     axis.axvline(1, color=picture.INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
     axis.set_xlim(0.9, max(1.5, worst**1.3))
-    ticks = [t for t in (1, 1.1, 1.25, 1.5, 2, 3, 5, 10, 100, 1000) if t <= max(1.5, worst)]
+    close = (1.1, 1.25, 1.5) if worst < 3 else ()
+    ticks = [t for t in (1, *close, 2, 3, 5, 10, 100, 1000) if t <= max(1.5, worst)]
     axis.set_xticks(ticks, [f"{t:g}" for t in ticks], fontsize=8)
     axis.minorticks_off()
     picture.frame(axis, "Perplexity", "times that of float32; less is better")
