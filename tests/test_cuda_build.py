@@ -39,7 +39,16 @@ def test_every_architecture_is_built_without_spills(build):
         assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in says, (where, says)
         registers = int(re.search(r"Used (\d+) registers", says).group(1))
         assert registers <= 255, where
-    assert {"gemm", "quantize", "linear"} <= set(seen)
+    assert {
+        "gemm",
+        "quantize",
+        "linear",
+        "gemm_float",
+        "gemv_float",
+        "linear_float",
+        "binary",
+        "gemm_int4",
+    } <= set(seen)
     for source, architectures in seen.items():
         wanted = {"sm_90a"} if source.endswith("_sm90a") else set(ARCHITECTURES)
         assert architectures == wanted, source
@@ -122,6 +131,21 @@ EXPECTED = {
         ("IMMA.16832.S8", r"LDG.E.NA.128"),
         ("LDL", "STL"),
     ),
+    ("gemm_float", "gemm_float_tile"): (
+        ("HMMA.16816.F32", r"LDGSTS.E.BYPASS.128", r"LDS.128", r"LOP3.LUT"),
+        ("LDL", "STL"),
+    ),
+    ("gemm_int4", "gemm_int4_tile"): (
+        ("IMMA.16832.S8", r"LDGSTS.E.BYPASS.128", r"LDS.128", r"LDS.64"),
+        ("LDL", "STL"),
+    ),
+    ("gemv_float", "gemv_float_rows"): ((r"LDG.E.\S*128", "FFMA", "SHFL.BFLY"), ("LDL", "STL", "HMMA")),
+    ("binary", "gemm_int8_tile"): (
+        ("BMMA.168256.AND.POPC", r"LDGSTS.E.BYPASS.128", r"LDS.128"),
+        ("LDL", "STL", "IMMA"),
+    ),
+    ("binary", "gemm_int8_skinny"): (("BMMA.168256.AND.POPC", r"LDG.E.\S*128"), ("LDL", "STL")),
+    ("binary", "sign_rows"): (("VOTE",), ("LDL", "STL")),
     ("quantize", "quantize_rows"): ((r"LDG.E.128", r"FRND|F2I"), ("LDL", "STL", "FFMA.FTZ")),
 }
 

@@ -16,3 +16,4 @@ inline void require(bool ok, const char* what) {
 void bind_cuda_gemm(py::module_& m);    // cuda_gemm.cpp
 void bind_cuda_float(py::module_& m);   // cuda_float.cpp
 void bind_cuda_binary(py::module_& m);  // cuda_binary.cpp
+void bind_cuda_int4(py::module_& m);    // cuda_int4.cpp

@@ -35,4 +35,5 @@ PYBIND11_MODULE(_cuda, m) {
     bind_cuda_gemm(m);
     bind_cuda_float(m);
     bind_cuda_binary(m);
+    bind_cuda_int4(m);
 }

@@ -71,7 +71,8 @@ __device__ __forceinline__ void load_stage(const GemmFloat& g, char* stage, int6
     }
     if (l.units != 0) {
         const int thread = threadIdx.x, tile = thread / 16, unit = thread / 4 % 4, part = thread % 4;  // of 16 bytes
-        const int64_t group = (block * l.units + unit) / l.group_units;
+        // 32 bits: a 64-bit division is a subroutine.
+        const uint32_t group = static_cast<uint32_t>(block * l.units + unit) / static_cast<uint32_t>(l.group_units);
         const bool real = unit < l.units && group < l.groups && n0 + tile * kFloatN < l.n_pad;
         const int64_t row = ((n0 / kFloatN + tile) * l.groups + group) * kFloatN;
         const int at = (tile * 4 + unit) * 64 + part * 16;

@@ -17,7 +17,7 @@ namespace qk::cuda {
 
 namespace {
 
-constexpr int kWarps = 8, kRows = kGemvChannels / kFloatN, kUnroll = 2;
+constexpr int kWarps = 8, kRows = kGemvChannels / kFloatN;
 
 __device__ __forceinline__ float2 pair_of(uint32_t two, f16) {
     return make_float2(to_float(f16{static_cast<uint16_t>(two)}), to_float(f16{static_cast<uint16_t>(two >> 16)}));
@@ -26,30 +26,27 @@ __device__ __forceinline__ float2 pair_of(uint32_t two, bf16) {
     return make_float2(__uint_as_float(two << 16), __uint_as_float(two & 0xffff0000u));
 }
 
-// The 16 activations of a lane in 64 k.
+// The 8 activations of a lane in 32 positions, of two instructions.
 template <class Float>
 struct Activations {
-    static constexpr int kLoads = static_cast<int>(sizeof(Float));  // of 16 bytes, for 16 numbers
+    static constexpr int kLoads = static_cast<int>(sizeof(Float)) / 2;  // of 16 bytes
     uint4 at[kLoads];
 
     __device__ __forceinline__ void load(const char* row, int t) {
 #pragma unroll
-        for (int i = 0; i < kLoads; ++i) {  // half i / (kLoads / 2) of the 64, numbers 8t .. 8t + 7 of its 32
-            constexpr int kHalf = kLoads / 2;
-            at[i] = __ldg(reinterpret_cast<const uint4*>(row + (i / kHalf * 32 + t * 8) * sizeof(Float)) + i % kHalf);
-        }
+        for (int i = 0; i < kLoads; ++i) at[i] = __ldg(reinterpret_cast<const uint4*>(row + t * 8 * sizeof(Float)) + i);
     }
-    // The four of instruction s.
-    __device__ __forceinline__ void get(int s, float (&x)[4]) const {
+    // The four of one instruction.
+    __device__ __forceinline__ void get(int step, float (&x)[4]) const {
         if constexpr (std::is_same_v<Float, float>) {
-            const uint4 v = at[s];
+            const uint4 v = at[step];
             x[0] = __uint_as_float(v.x);
             x[1] = __uint_as_float(v.y);
             x[2] = __uint_as_float(v.z);
             x[3] = __uint_as_float(v.w);
         } else {
-            const uint4 v = at[s / 2];
-            const float2 a = pair_of(s % 2 == 0 ? v.x : v.z, Float{}), b = pair_of(s % 2 == 0 ? v.y : v.w, Float{});
+            const uint4 v = at[0];
+            const float2 a = pair_of(step == 0 ? v.x : v.z, Float{}), b = pair_of(step == 0 ? v.y : v.w, Float{});
             x[0] = a.x;
             x[1] = a.y;
             x[2] = b.x;
@@ -89,7 +86,9 @@ __device__ __forceinline__ float2 scales_of(const GemmFloat& g, int64_t tile, in
 }
 
 template <Decoder D, class Float, int TOKENS>
-__global__ void __launch_bounds__(32 * kWarps, 2) gemv_float_rows(const __grid_constant__ GemmFloat g) {
+__global__ void __launch_bounds__(32 * kWarps, sizeof(Float) * TOKENS == 16 ? 1 : 2)
+    gemv_float_rows(const __grid_constant__ GemmFloat g) {
+    constexpr int kAhead = TOKENS < kGemvTokens ? 3 : 2;
     const FloatLayout& l = g.layout;
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, lane_g = lane / 4, t = lane % 4;
     const int64_t n_tiles = ceil_div(l.n, kGemvChannels), blocks = l.k_pad / kFloatK;
@@ -105,8 +104,28 @@ __global__ void __launch_bounds__(32 * kWarps, 2) gemv_float_rows(const __grid_c
 #pragma unroll
     for (int m = 0; m < TOKENS; ++m) x[m] = g.x + (m0 + m < g.m ? m0 + m : g.m - 1) * g.ldx;
 
+    auto group_of = [&](int64_t unit) {  // 32 bits: a 64-bit division is a subroutine
+        const uint32_t group = static_cast<uint32_t>(unit) / static_cast<uint32_t>(l.group_units);
+        return group < l.groups ? group : l.groups - 1;  // positions beyond the last group hold nothing
+    };
     float acc[kRows][2][TOKENS] = {}, total[kRows][2][TOKENS] = {};
-    auto add_unit = [&](int64_t unit, const float2(&scale)[kRows]) {
+    if (g.offset != nullptr) {  // offset * (sum of the unit's activations): units dealt to warps and to lanes t
+#pragma unroll 1
+        for (int64_t unit = begin * l.units + warp * 4 + t; unit < end * l.units; unit += kWarps * 4) {
+#pragma unroll
+            for (int r = 0; r < kRows; ++r) {
+                const int64_t at = (tile[r] * l.groups + group_of(unit)) * kFloatN + lane_g * 2;
+                const float2 offset = __ldg(reinterpret_cast<const float2*>(g.offset + at));
+#pragma unroll
+                for (int m = 0; m < TOKENS; ++m) {
+                    const float sum = m0 + m < g.m ? __ldg(g.x_sum + unit * g.m_pad + m0 + m) : 0.0f;
+                    total[r][0][m] = fmaf(offset.x, sum, total[r][0][m]);
+                    total[r][1][m] = fmaf(offset.y, sum, total[r][1][m]);
+                }
+            }
+        }
+    }
+    auto add_unit = [&](const float2(&scale)[kRows]) {
 #pragma unroll
         for (int r = 0; r < kRows; ++r)
 #pragma unroll
@@ -115,84 +134,65 @@ __global__ void __launch_bounds__(32 * kWarps, 2) gemv_float_rows(const __grid_c
                 total[r][1][m] = fmaf(scale[r].y, acc[r][1][m], total[r][1][m]);
                 acc[r][0][m] = acc[r][1][m] = 0.0f;
             }
-        if (g.offset == nullptr || t != 0) return;  // once, not by each of the four lanes
+    };
+    // Codes and (one unit in 64 k) scales of the next kAhead blocks are on their way while one is multiplied.
+    struct Block {
+        uint4 word[kRows];
+        float2 scale[kRows];
+    };
+    auto load = [&](int64_t block) {
+        Block b = {};
+        if (block < end) {
 #pragma unroll
-        for (int r = 0; r < kRows; ++r) {
-            const int64_t at = (tile[r] * l.groups + unit / l.group_units) * kFloatN + lane_g * 2;
-            const float2 offset = __ldg(reinterpret_cast<const float2*>(g.offset + at));
-#pragma unroll
-            for (int m = 0; m < TOKENS; ++m) {
-                const float sum = m0 + m < g.m ? __ldg(g.x_sum + unit * g.m_pad + m0 + m) : 0.0f;
-                total[r][0][m] = fmaf(offset.x, sum, total[r][0][m]);
-                total[r][1][m] = fmaf(offset.y, sum, total[r][1][m]);
+            for (int r = 0; r < kRows; ++r) {
+                b.word[r] = load_stream(g.w + (tile[r] * blocks + block) * kFloatBytes + lane * 16);
+                if (l.units == 1) b.scale[r] = scales_of(g, tile[r], group_of(block), lane_g);
             }
         }
+        return b;
     };
-    auto group_of = [&](int64_t unit) {
-        const int64_t group = unit / l.group_units;
-        return group < l.groups ? group : l.groups - 1;  // positions beyond the last group hold nothing
-    };
-    // Codes, activations and (one unit in 64 k) scales of kUnroll blocks are on their way before the first is
-    // multiplied.
-    auto run = [&](int64_t from, auto count) {
-        constexpr int kCount = decltype(count)::value;
-        uint4 word[kCount][kRows];
-        float2 scale[kCount][kRows] = {};
-        Activations<Float> xs[kCount][TOKENS];
+    Block ahead[kAhead];
 #pragma unroll
-        for (int u = 0; u < kCount; ++u) {
-            const int64_t block = from + u * kWarps;
+    for (int i = 0; i < kAhead; ++i) ahead[i] = load(begin + warp + i * kWarps);
+#pragma unroll 1
+    for (int64_t block = begin + warp; block < end; block += kWarps) {
+        const Block now = ahead[0];
 #pragma unroll
-            for (int r = 0; r < kRows; ++r)
-                word[u][r] = load_stream(g.w + (tile[r] * blocks + block) * kFloatBytes + lane * 16);
-        }
+        for (int i = 0; i + 1 < kAhead; ++i) ahead[i] = ahead[i + 1];
+        ahead[kAhead - 1] = load(block + kAhead * kWarps);
+        Activations<Float> xs[TOKENS];
 #pragma unroll
-        for (int u = 0; u < kCount; ++u) {
-            const int64_t block = from + u * kWarps;
+        for (int s = 0; s < 4; ++s) {
+            if (s % 2 == 0) {
 #pragma unroll
-            for (int r = 0; r < kRows; ++r)
-                if (l.units == 1) scale[u][r] = scales_of(g, tile[r], group_of(block), lane_g);
+                for (int m = 0; m < TOKENS; ++m) xs[m].load(x[m] + (block * kFloatK + s * 16) * sizeof(Float), t);
+            }
 #pragma unroll
-            for (int m = 0; m < TOKENS; ++m) xs[u][m].load(x[m] + block * kFloatK * sizeof(Float), t);
-        }
+            for (int r = 0; r < kRows; ++r) {
+                const uint4& c = now.word[r];
+                float w[2][4];
+                decode_floats<D, Float>(g, s == 0 ? c.x : (s == 1 ? c.y : (s == 2 ? c.z : c.w)), w);
 #pragma unroll
-        for (int u = 0; u < kCount; ++u) {
-            const int64_t block = from + u * kWarps;
+                for (int m = 0; m < TOKENS; ++m) {
+                    float v[4];
+                    xs[m].get(s % 2, v);
 #pragma unroll
-            for (int s = 0; s < 4; ++s) {
-#pragma unroll
-                for (int r = 0; r < kRows; ++r) {
-                    const uint4& c = word[u][r];
-                    float w[2][4];
-                    decode_floats<D, Float>(g, s == 0 ? c.x : (s == 1 ? c.y : (s == 2 ? c.z : c.w)), w);
-#pragma unroll
-                    for (int m = 0; m < TOKENS; ++m) {
-                        float v[4];
-                        xs[u][m].get(s, v);
-#pragma unroll
-                        for (int i = 0; i < 4; ++i) {
-                            acc[r][0][m] = fmaf(w[0][i], v[i], acc[r][0][m]);
-                            acc[r][1][m] = fmaf(w[1][i], v[i], acc[r][1][m]);
-                        }
+                    for (int i = 0; i < 4; ++i) {
+                        acc[r][0][m] = fmaf(w[0][i], v[i], acc[r][0][m]);
+                        acc[r][1][m] = fmaf(w[1][i], v[i], acc[r][1][m]);
                     }
                 }
-                if (l.units == 1 && s == 3) add_unit(block, scale[u]);
-                if (l.units == 4 || (l.units == 2 && s % 2 == 1)) {
-                    const int64_t unit = block * l.units + (l.units == 4 ? s : s / 2);
-                    float2 now[kRows];
+            }
+            if (l.units == 4 || (l.units == 2 && s % 2 == 1)) {
+                const int64_t unit = block * l.units + (l.units == 4 ? s : s / 2);
+                float2 scale[kRows];
 #pragma unroll
-                    for (int r = 0; r < kRows; ++r) now[r] = scales_of(g, tile[r], group_of(unit), lane_g);
-                    add_unit(unit, now);
-                }
+                for (int r = 0; r < kRows; ++r) scale[r] = scales_of(g, tile[r], group_of(unit), lane_g);
+                add_unit(scale);
             }
         }
-    };
-    int64_t block = begin + warp;
-#pragma unroll 1
-    for (; block + (kUnroll - 1) * kWarps < end; block += kUnroll * kWarps)
-        run(block, std::integral_constant<int, kUnroll>{});
-#pragma unroll 1
-    for (; block < end; block += kWarps) run(block, std::integral_constant<int, 1>{});
+        if (l.units == 1) add_unit(now.scale);
+    }
 
     // Lanes, then warps: [warp][token][channel].
     auto* sums = reinterpret_cast<float*>(shared_memory());

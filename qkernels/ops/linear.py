@@ -62,7 +62,7 @@ def linear(
         activation: None, "relu", "relu6", "gelu" or "silu"; with bits=1 also a DPReLU.
         input_quant: InputQuant, or None for float activations.
         compute_dtype: of the products in weight-only calls: "bfloat16", "float32", or None: bfloat16 where the CPU
-            multiplies it (AVX512-BF16), else float32.
+            multiplies it (AVX512-BF16), else float32; on CUDA float16 where x is float16, else bfloat16.
         out_dtype: float32, bfloat16 or float16; None is the dtype of x.
         backend: None (the fastest that takes the call where x is), "cpu", "cuda", "triton" or "reference"; a named one
             never falls back.

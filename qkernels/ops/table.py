@@ -10,6 +10,7 @@ from .. import (
     cuda,
     cuda_binary,
     cuda_float,
+    cuda_int4,
     reference_backend,
     registry,
 )
@@ -143,6 +144,11 @@ def add_cuda_rows(op, formats, arch, core, call, *refusals, exactness="exact", t
 
 
 add_cuda_rows("linear", FLOAT_FORMATS, "sm80", "gemm", cuda.linear, cuda.refuses_quant, cuda.refuses_weight)
+add_cuda_rows(
+    *("linear", ("IntWeight", *TABLE_FORMATS), "sm80", "gemm", cuda_int4.linear),
+    *(cuda_int4.refuses_quant, cuda_int4.refuses_weight),
+    tag="int4",
+)
 _few_bits = tuple(f for f in FLOAT_FORMATS if f != "MixedIntWeight")  # some of its rows are wider than 4 bits
 add_cuda_rows(
     *("linear", _few_bits, "sm80", "gemm_float", cuda_float.linear),

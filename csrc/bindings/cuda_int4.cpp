@@ -1,0 +1,85 @@
+// int8 activations against 4-bit weights with groups, on CUDA devices.
+#include "../cuda/gemm_int4.h"
+#include "cuda_common.h"
+
+namespace {
+
+struct Weight {
+    qk::cuda::Int4Weight view;
+    int device;
+    py::object owner;
+};
+
+}  // namespace
+
+void bind_cuda_int4(py::module_& m) {
+    m.def("int4_layout", [](int64_t n, int64_t k, int64_t group, bool has_input_scale) {
+        const auto l = qk::cuda::int4_layout(n, k, group, has_input_scale);
+        py::dict out;
+        out["n_pad"] = l.n_pad;
+        out["k_pad"] = l.k_pad;
+        out["groups"] = l.groups;
+        out["codes"] = l.codes;
+        out["scale"] = l.scale;
+        out["inv_input"] = l.inv_input;
+        out["total_bytes"] = l.total_bytes;
+        return out;
+    });
+    // (word, the bits of it that a code has)
+    m.def("int4_place", [](int64_t n, int64_t k, int64_t k_pad, int decoder, uint32_t code) {
+        return py::make_tuple(qk::cuda::int4_word(n, k, k_pad),
+                              qk::cuda::int4_bits(static_cast<qk::cuda::Decoder>(decoder), n, k, code));
+    });
+
+    py::class_<Weight>(m, "Int4Weight",
+                       "A prepacked weight of 4-bit codes with groups on a device: gemm_int4_layout.h.")
+        .def(py::init([](int device, Address data, int64_t bytes, py::object owner, int64_t n, int64_t k, int64_t group,
+                         bool has_input_scale, int decoder, const std::vector<int>& table) {
+            require(n >= 0 && k >= 0 && n < (int64_t{1} << 31) && k < (int64_t{1} << 31) && group > 0 &&
+                        group % 32 == 0 && group <= 65536,
+                    "Int4Weight: a size is out of range");
+            require((decoder == 0 || decoder == 1) && table.size() == 16, "Int4Weight: not a decoder");
+            Weight w{{}, device, std::move(owner)};
+            w.view.layout = qk::cuda::int4_layout(n, k, group, has_input_scale);
+            require(data % 16 == 0 && bytes == w.view.layout.total_bytes,
+                    "Int4Weight: not a prepacked weight of this shape: make it with qkernels.cuda_int4.packed");
+            w.view.base = pointer<char>(data);
+            w.view.has_input_scale = has_input_scale;
+            w.view.decoder = static_cast<qk::cuda::Decoder>(decoder);
+            for (int i = 0; i < 16; ++i) w.view.table.set(i, static_cast<uint8_t>(table[i]));
+            return w;
+        }))
+        .def("scratch_bytes", [](const Weight& w, int64_t rows) { return qk::cuda::scratch_bytes(w.view, rows); })
+        .def("linear", [](const Weight& w, Address stream, Address x, int x_type, int64_t rows, int64_t ldx, int mode,
+                          int lo, int hi, int largest, int zero, float scale, Address bias, int activation,
+                          int out_type, Address out, Address scratch, int64_t bytes) {
+            require(x_type >= 0 && x_type <= 2 && mode >= 0 && mode <= 3 && out_type >= 0 && out_type <= 2 &&
+                        activation >= 0 && activation <= 4 && zero == 0,
+                    "linear: a dtype, mode, activation or zero point is out of range");
+            require(lo >= -128 && hi <= 255 && lo <= hi && hi - lo <= 255, "linear: the codes leave a byte");
+            require(rows >= 0 && rows < (int64_t{1} << 31), "linear: the number of rows is out of range");
+            require(mode != 3 || w.view.has_input_scale, "linear: the weight has no input_scale");
+            present("linear: x", x, rows * w.view.layout.k);
+            present("linear: the result", out, rows * w.view.layout.n);
+            qk::cuda::Quantize q;
+            q.x = pointer<void>(x);
+            q.x_type = static_cast<qk::DType>(x_type);
+            q.m = rows;
+            q.ldx = ldx;
+            q.mode = static_cast<qk::cuda::InputMode>(mode);
+            q.lo = lo;
+            q.hi = hi;
+            q.largest = largest;
+            q.scale = scale;
+            qk::cuda::Epilogue e;
+            e.out = pointer<void>(out);
+            e.ldo = w.view.layout.n;
+            e.out_type = static_cast<qk::DType>(out_type);
+            e.bias = pointer<float>(bias);
+            e.activation = static_cast<qk::Activation>(activation);
+            require(qk::cuda::scratch_bytes(w.view, rows) <= bytes, "linear: the scratch memory is too small");
+            py::gil_scoped_release release;
+            const qk::cuda::DeviceGuard guard(w.device);
+            qk::cuda::linear_int4(w.view, q, e, pointer<void>(scratch), stream_of(stream));
+        });
+}
