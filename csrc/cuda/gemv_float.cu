@@ -86,7 +86,7 @@ __device__ __forceinline__ float2 scales_of(const GemmFloat& g, int64_t tile, in
 }
 
 template <Decoder D, class Float, int TOKENS>
-__global__ void __launch_bounds__(32 * kWarps, sizeof(Float) * TOKENS == 16 ? 1 : 2)
+__global__ void __launch_bounds__(32 * kWarps, sizeof(Float) * TOKENS >= 8 ? 1 : 2)
     gemv_float_rows(const __grid_constant__ GemmFloat g) {
     constexpr int kAhead = TOKENS < kGemvTokens ? 3 : 2;
     const FloatLayout& l = g.layout;
