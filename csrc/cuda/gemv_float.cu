@@ -17,7 +17,7 @@ namespace qk::cuda {
 
 namespace {
 
-constexpr int kWarps = 8, kRows = kGemvChannels / kFloatN;
+constexpr int kWarps = 8, kRows = kGemvChannels / kFloatN, kAhead = 2;
 
 __device__ __forceinline__ float2 pair_of(uint32_t two, f16) {
     return make_float2(to_float(f16{static_cast<uint16_t>(two)}), to_float(f16{static_cast<uint16_t>(two >> 16)}));
@@ -32,9 +32,9 @@ struct Activations {
     static constexpr int kLoads = static_cast<int>(sizeof(Float)) / 2;  // of 16 bytes
     uint4 at[kLoads];
 
-    __device__ __forceinline__ void load(const char* row, int t) {
+    __device__ __forceinline__ void load(const char* from) {
 #pragma unroll
-        for (int i = 0; i < kLoads; ++i) at[i] = __ldg(reinterpret_cast<const uint4*>(row + t * 8 * sizeof(Float)) + i);
+        for (int i = 0; i < kLoads; ++i) at[i] = __ldg(reinterpret_cast<const uint4*>(from) + i);
     }
     // The four of one instruction.
     __device__ __forceinline__ void get(int step, float (&x)[4]) const {
@@ -79,16 +79,19 @@ __device__ __forceinline__ void decode_floats(const GemmFloat& g, uint32_t word,
     }
 }
 
+// Scales of channels g and g + 8.
+__device__ __forceinline__ float2 scale_pair(const char* at, int bytes) {
+    if (bytes == 4) return __ldg(reinterpret_cast<const float2*>(at));
+    return pair_of(__ldg(reinterpret_cast<const uint32_t*>(at)), f16{});
+}
 __device__ __forceinline__ float2 scales_of(const GemmFloat& g, int64_t tile, int64_t group, int lane_g) {
-    const int64_t at = (tile * g.layout.groups + group) * kFloatN + lane_g * 2;
-    if (g.layout.scale_bytes == 4) return __ldg(reinterpret_cast<const float2*>(g.scale + at * 4));
-    return pair_of(__ldg(reinterpret_cast<const uint32_t*>(g.scale + at * 2)), f16{});
+    return scale_pair(g.scale + ((tile * g.layout.groups + group) * kFloatN + lane_g * 2) * g.layout.scale_bytes,
+                      g.layout.scale_bytes);
 }
 
 template <Decoder D, class Float, int TOKENS>
-__global__ void __launch_bounds__(32 * kWarps, sizeof(Float) * TOKENS >= 8 ? 1 : 2)
+__global__ void __launch_bounds__(32 * kWarps, sizeof(Float) == 4 || TOKENS == kGemvTokens ? 1 : 2)
     gemv_float_rows(const __grid_constant__ GemmFloat g) {
-    constexpr int kAhead = TOKENS < kGemvTokens ? 3 : 2;
     const FloatLayout& l = g.layout;
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, lane_g = lane / 4, t = lane % 4;
     const int64_t n_tiles = ceil_div(l.n, kGemvChannels), blocks = l.k_pad / kFloatK;
@@ -102,7 +105,8 @@ __global__ void __launch_bounds__(32 * kWarps, sizeof(Float) * TOKENS >= 8 ? 1 :
     }
     const char* x[TOKENS];
 #pragma unroll
-    for (int m = 0; m < TOKENS; ++m) x[m] = g.x + (m0 + m < g.m ? m0 + m : g.m - 1) * g.ldx;
+    for (int m = 0; m < TOKENS; ++m)
+        x[m] = g.x + (m0 + m < g.m ? m0 + m : g.m - 1) * g.ldx + ((begin + warp) * kFloatK + t * 8) * sizeof(Float);
 
     auto group_of = [&](int64_t unit) {  // 32 bits: a 64-bit division is a subroutine
         const uint32_t group = static_cast<uint32_t>(unit) / static_cast<uint32_t>(l.group_units);
@@ -135,37 +139,59 @@ __global__ void __launch_bounds__(32 * kWarps, sizeof(Float) * TOKENS >= 8 ? 1 :
                 acc[r][0][m] = acc[r][1][m] = 0.0f;
             }
     };
-    // Codes and (one unit in 64 k) scales of the next kAhead blocks are on their way while one is multiplied.
+    // Codes and (one unit in 64 k) scales of the next kAhead blocks are on their way while one is multiplied. Addresses
+    // and groups advance: multiplications and divisions would cost as much as a quarter of the products.
     struct Block {
         uint4 word[kRows];
         float2 scale[kRows];
     };
-    auto load = [&](int64_t block) {
-        Block b = {};
-        if (block < end) {
+    const char *codes[kRows], *scales[kRows];
+    const uint32_t group_units = static_cast<uint32_t>(l.group_units), first = static_cast<uint32_t>(begin) + warp;
+    uint32_t group = first / group_units, in_group = first % group_units;
+    const uint32_t group_step = kWarps / group_units, in_group_step = kWarps % group_units;
 #pragma unroll
-            for (int r = 0; r < kRows; ++r) {
-                b.word[r] = load_stream(g.w + (tile[r] * blocks + block) * kFloatBytes + lane * 16);
-                if (l.units == 1) b.scale[r] = scales_of(g, tile[r], group_of(block), lane_g);
+    for (int r = 0; r < kRows; ++r) {
+        codes[r] = g.w + (tile[r] * blocks + begin + warp) * kFloatBytes + lane * 16;
+        scales[r] = g.scale + (tile[r] * l.groups * kFloatN + lane_g * 2) * l.scale_bytes;
+    }
+    int64_t loaded = begin + warp;
+    auto load = [&] {
+        Block b = {};
+        if (loaded < end) {
+#pragma unroll
+            for (int r = 0; r < kRows; ++r) b.word[r] = load_stream(codes[r]);
+            if (l.units == 1) {
+                const uint32_t at = group * (kFloatN * l.scale_bytes);
+#pragma unroll
+                for (int r = 0; r < kRows; ++r) b.scale[r] = scale_pair(scales[r] + at, l.scale_bytes);
+                group += group_step;
+                in_group += in_group_step;
+                if (in_group >= group_units) {
+                    in_group -= group_units;
+                    ++group;
+                }
             }
+#pragma unroll
+            for (int r = 0; r < kRows; ++r) codes[r] += kWarps * kFloatBytes;
         }
+        loaded += kWarps;
         return b;
     };
     Block ahead[kAhead];
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) ahead[i] = load(begin + warp + i * kWarps);
+    for (int i = 0; i < kAhead; ++i) ahead[i] = load();
 #pragma unroll 1
     for (int64_t block = begin + warp; block < end; block += kWarps) {
         const Block now = ahead[0];
 #pragma unroll
         for (int i = 0; i + 1 < kAhead; ++i) ahead[i] = ahead[i + 1];
-        ahead[kAhead - 1] = load(block + kAhead * kWarps);
+        ahead[kAhead - 1] = load();
         Activations<Float> xs[TOKENS];
 #pragma unroll
         for (int s = 0; s < 4; ++s) {
             if (s % 2 == 0) {
 #pragma unroll
-                for (int m = 0; m < TOKENS; ++m) xs[m].load(x[m] + (block * kFloatK + s * 16) * sizeof(Float), t);
+                for (int m = 0; m < TOKENS; ++m) xs[m].load(x[m] + s * 16 * sizeof(Float));
             }
 #pragma unroll
             for (int r = 0; r < kRows; ++r) {
@@ -185,13 +211,16 @@ __global__ void __launch_bounds__(32 * kWarps, sizeof(Float) * TOKENS >= 8 ? 1 :
             }
             if (l.units == 4 || (l.units == 2 && s % 2 == 1)) {
                 const int64_t unit = block * l.units + (l.units == 4 ? s : s / 2);
+                const uint32_t at = static_cast<uint32_t>(group_of(unit)) * (kFloatN * l.scale_bytes);
                 float2 scale[kRows];
 #pragma unroll
-                for (int r = 0; r < kRows; ++r) scale[r] = scales_of(g, tile[r], group_of(unit), lane_g);
+                for (int r = 0; r < kRows; ++r) scale[r] = scale_pair(scales[r] + at, l.scale_bytes);
                 add_unit(scale);
             }
         }
         if (l.units == 1) add_unit(now.scale);
+#pragma unroll
+        for (int m = 0; m < TOKENS; ++m) x[m] += kWarps * kFloatK * sizeof(Float);
     }
 
     // Lanes, then warps: [warp][token][channel].
