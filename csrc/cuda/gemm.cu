@@ -6,8 +6,11 @@
 //           banks give in the time of its products.
 //   skinny  up to 16 tokens: bound by the bytes of w. Eight warps share the K of 16 channels; weights go from memory to
 //           registers, four tiles in flight a warp.
-// Where tiles are fewer than multiprocessors, blocks share a K (split_k.h).
+// Where tiles are fewer than multiprocessors, blocks share a K (split_k.h). On sm_90 gemm_int8_sm90a.cu takes most of
+// what has many tokens.
 #include "gemm.h"
+
+#include <atomic>
 
 #include "epilogue_kernel.h"
 #include "ptx.h"
@@ -20,9 +23,12 @@ namespace {
 
 constexpr int kStages = 4, kWarps = 4, kThreads = 32 * kWarps, kSkinnyWarps = 8;
 
-template <bool SIGNED>
-__device__ __forceinline__ void mma(int32_t (&d)[4], const uint4& a, uint32_t b0, uint32_t b1) {
-    const uint32_t ra[4] = {a.x, a.y, a.z, a.w}, rb[2] = {b0, b1};
+// 64 k: a[0], a[1] of a tile's channels g and g + 8, b of a row of activations.
+template <int HALF, bool SIGNED>
+__device__ __forceinline__ void mma(int32_t (&d)[4], const uint4 (&a)[2], const uint4& b) {
+    const uint32_t ra[4] = {HALF ? a[0].z : a[0].x, HALF ? a[1].z : a[1].x, HALF ? a[0].w : a[0].y,
+                            HALF ? a[1].w : a[1].y};
+    const uint32_t rb[2] = {HALF ? b.z : b.x, HALF ? b.w : b.y};
     if constexpr (SIGNED)
         mma_s8(d, ra, rb);
     else
@@ -116,9 +122,9 @@ __global__ void __launch_bounds__(kThreads, CHANNELS == 128 ? 2 : 4)
         for (int c = 0; c < T::kColumns; ++c) {
             const uint4 b = x[c * 32];  // token g: 64 bytes, of which lane t has 16
 #pragma unroll
-            for (int r = 0; r < T::kRows; ++r) mma<SIGNED>(acc[r][c], a[r][0], b.x, b.y);
+            for (int r = 0; r < T::kRows; ++r) mma<0, SIGNED>(acc[r][c], a[r], b);
 #pragma unroll
-            for (int r = 0; r < T::kRows; ++r) mma<SIGNED>(acc[r][c], a[r][1], b.z, b.w);
+            for (int r = 0; r < T::kRows; ++r) mma<1, SIGNED>(acc[r][c], a[r], b);
         }
     }
     cp_async_wait<0>();
@@ -201,8 +207,8 @@ __global__ void __launch_bounds__(32 * kSkinnyWarps, 2) gemm_int8_skinny(const _
         for (int u = 0; u < kUnroll; ++u) {
 #pragma unroll
             for (int c = 0; c < COLUMNS; ++c) {
-                mma<SIGNED>(acc[c], a[u][0], b[u][c].x, b[u][c].y);
-                mma<SIGNED>(acc[c], a[u][1], b[u][c].z, b[u][c].w);
+                mma<0, SIGNED>(acc[c], a[u], b[u][c]);
+                mma<1, SIGNED>(acc[c], a[u], b[u][c]);
             }
             a[u][0] = next[u][0];
             a[u][1] = next[u][1];
@@ -277,35 +283,58 @@ void launch_skinny(const GemmInt8& g, const GemmPlan& plan, bool overlap, Stream
     launch_kernel(overlap, kernel, grid, dim3(32 * kSkinnyWarps), shared_bytes, stream, g);
 }
 
+std::atomic<GemmChoice> forced{GemmChoice::any};
+
+// 128 x 256 tiles, or 128 x 128 where those waste less of the last wave; half the work takes a little more than half
+// the time, since a stage brings fewer products a byte.
+GemmPlan plan_wgmma(int64_t m, int64_t n, int multiprocessors) {
+    const int64_t channels = ceil_div(n, 128), large = channels * ceil_div(m, 256), small = channels * ceil_div(m, 128);
+    const bool wide = 200 * ceil_div(large, multiprocessors) <= 115 * ceil_div(small, multiprocessors);
+    const int64_t tiles = wide ? large : small;
+    return {GemmKernel::wgmma, 128, wide ? 256 : 128, 1, tiles, tiles < multiprocessors ? tiles : multiprocessors};
+}
+
 }  // namespace
 
-GemmPlan plan_gemm(int64_t m, int64_t n, int64_t k_pad, int multiprocessors) {
+void force_gemm(GemmChoice choice) { forced = choice; }
+
+GemmPlan plan_gemm(int64_t m, int64_t n, int64_t k_pad, int multiprocessors, bool has_wgmma) {
+    const GemmChoice choice = forced;
     const int64_t blocks = k_pad / kTileK;
     // As many blocks as run at once (`wanted`), but no fewer than `least` steps of K each, and at most 16 parts to add.
-    auto splits = [&](int64_t tiles, int64_t wanted, int64_t least) {
-        int64_t s = wanted / (tiles < 1 ? 1 : tiles);
+    auto splits = [&](int64_t tiles, int64_t at_once, int64_t least) {
+        int64_t s = at_once / (tiles < 1 ? 1 : tiles);
         if (s > blocks / least) s = blocks / least;
         return static_cast<int>(s < 1 ? 1 : (s > 16 ? 16 : s));
     };
+    if (has_wgmma && choice != GemmChoice::mma && m > 0 && n > 0 && blocks > 0) {
+        const GemmPlan plan = plan_wgmma(m, n, multiprocessors);
+        if (choice == GemmChoice::wgmma) return plan;
+        // With fewer tiles the kernel below, whose blocks share a K, keeps more multiprocessors busy.
+        if (m > 64 && 2 * plan.tiles >= multiprocessors) return plan;
+    }
     if (m <= 16) {
         const int64_t tiles = ceil_div(n, kTileN);
-        return {kTileN, m <= 8 ? 8 : 16, splits(tiles, 2 * multiprocessors, 2 * kSkinnyWarps), tiles};
+        const int parts = splits(tiles, 2 * multiprocessors, 2 * kSkinnyWarps);
+        return {GemmKernel::skinny, kTileN, m <= 8 ? 8 : 16, parts, tiles, 0};
     }
     const int64_t large = ceil_div(n, 128) * ceil_div(m, 128);
-    if (m > 64 && large >= multiprocessors) return {128, 128, 1, large};
+    if (m > 64 && large >= multiprocessors) return {GemmKernel::tile, 128, 128, 1, large, 0};
     const int64_t small = ceil_div(n, 64) * ceil_div(m, 64);
-    return {64, 64, splits(small, 2 * multiprocessors, 2 * kStages), small};
+    return {GemmKernel::tile, 64, 64, splits(small, 2 * multiprocessors, 2 * kStages), small, 0};
 }
 
 void gemm_int8(GemmInt8 g, const GemmPlan& plan, void* workspace, bool overlap, Stream stream) {
     if (g.m == 0 || g.n == 0) return;
     g.epilogue.n = g.n;
     g.epilogue.prepare();
+    if (plan.kernel == GemmKernel::wgmma) return gemm_int8_wgmma(g, plan, overlap, stream);
     g.split.splits = plan.splits;
     g.split.parts = workspace;
     g.split.counters = reinterpret_cast<int32_t*>(static_cast<char*>(workspace) + plan.part_bytes());
-    if (plan.channels == kTileN && plan.tokens == 8) return launch_skinny<1>(g, plan, overlap, stream);
-    if (plan.channels == kTileN) return launch_skinny<2>(g, plan, overlap, stream);
+    if (plan.kernel == GemmKernel::skinny)
+        return plan.tokens == 8 ? launch_skinny<1>(g, plan, overlap, stream)
+                                : launch_skinny<2>(g, plan, overlap, stream);
     return plan.channels == 128 ? launch_tile<128, 128>(g, plan, overlap, stream)
                                 : launch_tile<64, 64>(g, plan, overlap, stream);
 }
