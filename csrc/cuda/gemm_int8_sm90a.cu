@@ -144,13 +144,15 @@ __device__ __forceinline__ void consume(const GemmInt8& g, char* shared, uint64_
                                 acc[r * (T::kRows / 2) + i * 4 + e];
                 }
             named_barrier(kResultsBarrier, kConsumers);
-#pragma unroll 1
-            for (int i = warp; i < T::kRows && m0 + i < g.m; i += kConsumerWarps) {
-                const int32_t* from = rows + i * T::kPitch + lane * 2;
+            int4 sums[T::kRows / kConsumerWarps];
+#pragma unroll
+            for (int i = 0; i < T::kRows / kConsumerWarps; ++i) {
+                const int32_t* from = rows + (warp + i * kConsumerWarps) * T::kPitch + lane * 2;
                 const int2 even = *reinterpret_cast<const int2*>(from);
                 const int2 odd = *reinterpret_cast<const int2*>(from + T::kChannels / 2);
-                epilogue.store(m0 + i, make_int4(even.x, odd.x, even.y, odd.y));
+                sums[i] = make_int4(even.x, odd.x, even.y, odd.y);
             }
+            epilogue.store_rows(m0 + warp, kConsumerWarps, g.m, sums);
         }
     }
 }

@@ -106,8 +106,9 @@ void linear_codes(const Int8Weight& w, const uint8_t* x, bool is_signed, int64_t
     char* memory = static_cast<char*>(scratch);
     auto* codes = reinterpret_cast<uint8_t*>(memory + s.codes);
     auto* sums = w.has_zero_point ? reinterpret_cast<int32_t*>(memory + s.sums) : nullptr;
-    // Rows that the GEMM can read where they are.
-    const bool direct = l.k == l.k_pad && ldx % 16 == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0;
+    // Rows that the GEMM can read where they are; a tensor map has no rows that overlap.
+    const bool direct = l.k == l.k_pad && ldx % 16 == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0 &&
+                        (s.plan.kernel != GemmKernel::wgmma || ldx >= l.k);
     if (!direct || sums != nullptr)
         pad_codes(x, is_signed, m, l.k, ldx, direct ? nullptr : codes, l.k_pad, sums, stream);
     if (s.plan.counter_bytes() > 0)

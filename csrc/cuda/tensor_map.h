@@ -6,7 +6,7 @@
 
 namespace qk::cuda {
 
-struct alignas(64) TensorMap {
+struct alignas(128) TensorMap {
     uint64_t words[16];
 };
 

@@ -44,6 +44,8 @@ inline MbarrierBits load_barrier(const char* what, const uint64_t* barrier) {
 
 inline void store_barrier(uint64_t* barrier, MbarrierBits b) {
     if (b.threads == 0 && b.bytes == 0) {
+        for (const Bulk& copy : state.bulk)
+            if (copy.barrier == barrier) fail("an mbarrier's phase ends before all copies that count at it");
         b.phase ^= 1;
         b.threads = b.count;
     }
@@ -77,7 +79,7 @@ inline TensorMap encode(const ByteTensor& tensor) {
 
 inline void copy_box(void* to, const TensorMap& map, uint64_t* barrier, int rank, const int (&origin)[4]) {
     constexpr const char* kWhat = "copy_box";
-    require_aligned("a tensor map", &map, 64);
+    require_aligned("a tensor map", &map, 128);
     ByteTensor t;
     std::memcpy(&t, &map, sizeof(t));
     if (t.rank != rank) fail("copy_box: the map has " + std::to_string(t.rank) + " dimensions");
@@ -269,8 +271,10 @@ inline void mbarrier_arrive_expect(uint64_t* barrier, int bytes) {
 }
 inline void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
     auto ended = [barrier, parity] {
+        auto open = [barrier, parity] { return emulator::load_barrier("mbarrier_wait", barrier).phase != parity; };
+        if (open()) return true;
         emulator::carry_out_copies(barrier);
-        return emulator::load_barrier("mbarrier_wait", barrier).phase != parity;
+        return open();
     };
     if (!ended()) emulator::wait_until("an mbarrier", ended);
 }
