@@ -87,13 +87,12 @@ def capabilities():
 # ---- weights --------------------------------------------------------------------------------------------------
 
 
-def int8_fragments(codes, n_pad, k_pad):
-    """int8 (N, K) as the A operands of csrc/cuda/gemm_layout.h, flat."""
+def int8_tiles(codes, n_pad, k_pad):
+    """int8 (N, K) in the tiles of csrc/cuda/gemm_layout.h, flat."""
     padded = np.zeros((n_pad, k_pad), np.int8)
     padded[: codes.shape[0], : codes.shape[1]] = codes
-    # n = 16 tile + 8 high + g; k = 64 tile + 16 t + 8 step + 4 half + byte
-    tiles = padded.reshape(n_pad // 16, 2, 8, k_pad // 64, 4, 2, 2, 4)
-    return np.ascontiguousarray(tiles.transpose(0, 3, 5, 2, 4, 6, 1, 7)).reshape(-1)
+    tiles = padded.reshape(n_pad // 16, 16, k_pad // 64, 64)
+    return np.ascontiguousarray(tiles.transpose(0, 2, 1, 3)).reshape(-1)
 
 
 def int8_block(w):
@@ -109,7 +108,7 @@ def int8_block(w):
     def put(name, values):
         block[layout[name] :][: values.nbytes] = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
 
-    put("codes", int8_fragments(codes, layout["n_pad"], layout["k_pad"]))
+    put("codes", int8_tiles(codes, layout["n_pad"], layout["k_pad"]))
     put("scale", np.broadcast_to(np.asarray(w.scale, np.float32), (n, 1))[:, 0])
     sums = codes.sum(1, dtype=np.int64)
     if zero is not None:

@@ -57,7 +57,7 @@ def binary_block(w):
         if ternary:
             rows[:, 1, : w.packed.shape[1]] = w.nonzero & ~w.packed
     codes = rows.reshape(n, layout["row_bytes"]).view(np.int8)
-    put("codes", cuda.int8_fragments(codes, layout["n_pad"], layout["row_bytes"]))
+    put("codes", cuda.int8_tiles(codes, layout["n_pad"], layout["row_bytes"]))
     put("scale", w.alpha)
     count = np.bitwise_count(rows).sum((1, 2), dtype=np.int64)
     put("offset", (count if ternary else 2 * count - k).astype(np.int32))

@@ -40,7 +40,9 @@ def native(request, monkeypatch):
     monkeypatch.setattr(cuda, "native", module)
     monkeypatch.setattr(cuda, "_known", {})
     module.set_schedule(request.param)
-    return module
+    module.force_gemm("mma")  # wgmma: test_cuda_wgmma.py
+    yield module
+    module.force_gemm("any")
 
 
 def poisoned_free_list():
@@ -86,7 +88,7 @@ def test_the_layout_is_what_the_header_says(native, rng):
         at = np.array([[native.int8_offset(i, j, k_pad) for j in range(k_pad)] for i in range(n_pad)])
         assert_same(np.sort(at.reshape(-1)), np.arange(n_pad * k_pad))
         codes = random_codes(rng, (n, k))
-        stored = cuda.int8_fragments(codes, n_pad, k_pad)
+        stored = cuda.int8_tiles(codes, n_pad, k_pad)
         assert_same(stored[at[:n, :k]], codes)
         stored[at[:n, :k]] = 0
         assert not stored.any()
@@ -96,7 +98,7 @@ def test_plans_and_the_shapes_of_these_tests(native):
     """The shapes take every kernel with and without shared K; a GPU with 132 multiprocessors is filled once."""
     taken = {}
     for m, k, n in SHAPES:
-        channels, tokens, splits, _ = native.plan_gemm(m, n, -(-k // 64) * 64, 4)
+        _, channels, tokens, splits, _ = native.plan_gemm(m, n, -(-k // 64) * 64, 4, False)
         taken.setdefault((channels, tokens), set()).add(splits > 1)
     assert taken == {
         (16, 8): {True, False},
@@ -105,10 +107,10 @@ def test_plans_and_the_shapes_of_these_tests(native):
         (128, 128): {False},
     }
     for m, n, k in ((1, 4096, 4096), (1, 1024, 4096), (16, 512, 14336), (64, 4096, 4096), (200, 1024, 8192)):
-        channels, tokens, splits, tiles = native.plan_gemm(m, n, k, 132)
+        _, channels, tokens, splits, tiles = native.plan_gemm(m, n, k, 132, False)
         assert tiles == -(-n // channels) * -(-m // tokens) and tiles * splits <= max(264, tiles)
         assert 2 * tiles * splits > 132, (m, n, k)
-    assert native.plan_gemm(0, 0, 0, 132)[2:] == (1, 0)
+    assert native.plan_gemm(0, 0, 0, 132, False)[3:] == (1, 0)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -6,6 +6,8 @@ namespace {
 
 using qk::cuda::Epilogue;
 
+constexpr const char* kGemmKernels[] = {"skinny", "tile", "wgmma"};
+
 struct Weight {
     qk::cuda::Int8Weight view;
     int device;
@@ -86,10 +88,15 @@ void bind_cuda_gemm(py::module_& m) {
         return out;
     });
     m.def("int8_offset", &qk::cuda::int8_offset, "Byte of w[n, k] in the codes: gemm_layout.h.");
-    // (channels and tokens of a tile, blocks that share a K, tiles)
-    m.def("plan_gemm", [](int64_t rows, int64_t n, int64_t k_pad, int multiprocessors) {
-        const auto p = qk::cuda::plan_gemm(rows, n, k_pad, multiprocessors);
-        return py::make_tuple(p.channels, p.tokens, p.splits, p.tiles);
+    // (kernel, channels and tokens of a tile, blocks that share a K, tiles)
+    m.def("plan_gemm", [](int64_t rows, int64_t n, int64_t k_pad, int multiprocessors, bool has_wgmma) {
+        const auto p = qk::cuda::plan_gemm(rows, n, k_pad, multiprocessors, has_wgmma);
+        return py::make_tuple(kGemmKernels[static_cast<int>(p.kernel)], p.channels, p.tokens, p.splits, p.tiles);
+    });
+    m.def("force_gemm", [](const std::string& name) {  // for tests: gemm.h
+        using qk::cuda::GemmChoice;
+        require(name == "any" || name == "mma" || name == "wgmma", "force_gemm: accepted: any, mma, wgmma");
+        qk::cuda::force_gemm(name == "any" ? GemmChoice::any : (name == "mma" ? GemmChoice::mma : GemmChoice::wgmma));
     });
 
     py::class_<Weight>(m, "Int8Weight", "A prepacked weight on a device: csrc/cuda/gemm_layout.h.")
@@ -100,7 +107,10 @@ void bind_cuda_gemm(py::module_& m) {
             const auto layout = qk::cuda::int8_layout(n, k, has_zero_point, has_input_scale);
             require(data % 16 == 0 && bytes == layout.total_bytes,
                     "Int8Weight: not a prepacked weight of this shape: make it with qkernels.cuda.packed");
-            return Weight{{layout, pointer<char>(data), has_zero_point, has_input_scale}, device, std::move(owner)};
+            Weight w{{layout, pointer<char>(data), has_zero_point, has_input_scale, {}}, device, std::move(owner)};
+            const qk::cuda::DeviceGuard guard(device);
+            qk::cuda::prepare(w.view);
+            return w;
         }))
         .def_property_readonly("shape",
                                [](const Weight& w) { return py::make_tuple(w.view.layout.n, w.view.layout.k); })

@@ -102,7 +102,7 @@ struct Scratch {
 
 Scratch scratch_of(const BinaryWeight& w, int64_t m) {
     Scratch s{};
-    s.plan = plan_gemm(m, w.layout.n, w.layout.row_bytes, current_device().multiprocessors);
+    s.plan = plan_gemm(m, w.layout.n, w.layout.row_bytes, current_device().multiprocessors, false);
     int64_t at = 0;
     auto place = [&at](int64_t bytes) {
         const int64_t here = at;

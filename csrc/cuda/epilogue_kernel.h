@@ -43,73 +43,107 @@ class ChannelEpilogue {
     }
 
     // Accumulators of token m.
-    __device__ __forceinline__ void store(int64_t m, int4 acc) const {
-        int32_t a[kVector] = {acc.x, acc.y, acc.z, acc.w};
-        const uint32_t sum = e_.w_zero != nullptr ? as_unsigned(e_.x_sum[m]) : 0u;
+    __device__ __forceinline__ void store(int64_t m, int4 acc) const { store_rows<1>(m, 1, m + 1, {acc}); }
+
+    // Of tokens m, m + step, ..., those below `end`: ROWS independent chains of instructions.
+    template <int ROWS>
+    __device__ __forceinline__ void store_rows(int64_t m, int64_t step, int64_t end, const int4 (&acc)[ROWS]) const {
+        int32_t a[ROWS][kVector];
 #pragma unroll
-        for (int i = 0; i < kVector; ++i)
-            a[i] = static_cast<int32_t>((as_unsigned(a[i]) << e_.acc_shift) - offset_[i] - w_zero_[i] * sum);
-        if (e_.pack == Pack::threshold) {
-            uint32_t bits = 0;
+        for (int r = 0; r < ROWS; ++r) {
+            const bool real = ROWS == 1 || m + r * step < end;
+            const uint32_t sum = e_.w_zero != nullptr && real ? as_unsigned(e_.x_sum[m + r * step]) : 0u;
+            const int32_t v[kVector] = {acc[r].x, acc[r].y, acc[r].z, acc[r].w};
 #pragma unroll
-            for (int i = 0; i < kVector; ++i) {
-                const int64_t c = channel_ + i;
-                if (c < e_.n && (e_.flip[c] != 0 ? a[i] <= e_.threshold[c] : a[i] >= e_.threshold[c])) bits |= 1u << i;
+            for (int i = 0; i < kVector; ++i)
+                a[r][i] = static_cast<int32_t>((as_unsigned(v[i]) << e_.acc_shift) - offset_[i] - w_zero_[i] * sum);
+        }
+        if constexpr (ROWS == 1) {  // products of signs, row by row
+            if (e_.pack == Pack::threshold) {
+                uint32_t bits = 0;
+#pragma unroll
+                for (int i = 0; i < kVector; ++i) {
+                    const int64_t c = channel_ + i;
+                    if (c < e_.n && (e_.flip[c] != 0 ? a[0][i] <= e_.threshold[c] : a[0][i] >= e_.threshold[c]))
+                        bits |= 1u << i;
+                }
+                return put_bits(m, bits);
             }
-            return put_bits(m, bits);
         }
-        if (e_.out_type == DType::i32) return put<int32_t>(m, a);
+        if (e_.out_type == DType::i32) return put<int32_t>(m, step, end, a);
         if (is_byte()) {
-            uint8_t codes[kVector];
-#pragma unroll
-            for (int i = 0; i < kVector; ++i) codes[i] = requantized(a[i], i);
-            return put<uint8_t>(m, codes);
+            uint8_t codes[ROWS][kVector];
+            requantize(a, codes);
+            return put<uint8_t>(m, step, end, codes);
         }
-        float y[kVector];
+        float y[ROWS][kVector];
 #pragma unroll
-        for (int i = 0; i < kVector; ++i) y[i] = static_cast<float>(a[i]) * scale_[i];
-        finish(m, y);
+        for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+            for (int i = 0; i < kVector; ++i) y[r][i] = static_cast<float>(a[r][i]) * scale_[i];
+        finish(m, step, end, y);
     }
 
     // Sums that are scaled already.
     __device__ __forceinline__ void store(int64_t m, float4 sum) const {
-        float y[kVector] = {sum.x, sum.y, sum.z, sum.w};
-        finish(m, y);
+        float y[1][kVector] = {{sum.x, sum.y, sum.z, sum.w}};
+        finish(m, 1, m + 1, y);
     }
 
   private:
     static __device__ __forceinline__ uint32_t as_unsigned(int32_t x) { return static_cast<uint32_t>(x); }
     __device__ __forceinline__ bool is_byte() const { return e_.out_type == DType::i8 || e_.out_type == DType::u8; }
 
-    __device__ __forceinline__ uint8_t requantized(int32_t acc, int i) const {
-        int64_t v;
+    // What every row does alike is decided once, outside of the loops.
+    template <int ROWS>
+    __device__ __forceinline__ void requantize(const int32_t (&acc)[ROWS][kVector],
+                                               uint8_t (&codes)[ROWS][kVector]) const {
+        auto all = [&](auto requant) {
+#pragma unroll
+            for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+                for (int i = 0; i < kVector; ++i)
+                    codes[r][i] =
+                        static_cast<uint8_t>(clamp64(int64_t{requant(acc[r][i], i)} + e_.out_zero, e_.lo, e_.hi));
+        };
         if (e_.rounding == Rounding::single)
-            v = requant_single(acc, multiplier_[i], shift_[i]);
+            all([&](int32_t a, int i) { return requant_single(a, multiplier_[i], shift_[i]); });
         else if (e_.rounding == Rounding::double_)
-            v = requant_double(acc, multiplier_[i], shift_[i]);
+            all([&](int32_t a, int i) { return requant_double(a, multiplier_[i], shift_[i]); });
         else
-            v = requant_float(acc, scale_[i]);
-        return static_cast<uint8_t>(clamp64(v + e_.out_zero, e_.lo, e_.hi));
+            all([&](int32_t a, int i) { return requant_float(a, scale_[i]); });
     }
 
-    __device__ __forceinline__ void finish(int64_t m, float (&y)[kVector]) const {
-        const float x_scale = e_.x_scale != nullptr ? e_.x_scale[m] : 1.0f;
+    template <int ROWS>
+    __device__ __forceinline__ void finish(int64_t m, int64_t step, int64_t end, float (&y)[ROWS][kVector]) const {
 #pragma unroll
-        for (int i = 0; i < kVector; ++i) {
-            y[i] = y[i] * x_scale;
-            if (e_.bias != nullptr) y[i] = y[i] + bias_[i];  // without a bias -0 stays -0
-            y[i] = activate(y[i], e_.activation);
-        }
-        if (e_.pack == Pack::sign) {
-            uint32_t bits = 0;
+        for (int r = 0; r < ROWS; ++r) {
+            const bool real = ROWS == 1 || m + r * step < end;
+            const float x_scale = e_.x_scale != nullptr && real ? e_.x_scale[m + r * step] : 1.0f;
 #pragma unroll
-            for (int i = 0; i < kVector; ++i)
-                if (channel_ + i < e_.n && y[i] >= 0.0f) bits |= 1u << i;
-            return put_bits(m, bits);
+            for (int i = 0; i < kVector; ++i) {
+                y[r][i] = y[r][i] * x_scale;
+                if (e_.bias != nullptr) y[r][i] = y[r][i] + bias_[i];  // without a bias -0 stays -0
+            }
         }
-        if (e_.out_type == DType::f32) return put<float>(m, y);
-        if (e_.out_type == DType::bf16) return put<bf16>(m, y);
-        put<f16>(m, y);
+        if (e_.activation != Activation::none) {
+#pragma unroll
+            for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+                for (int i = 0; i < kVector; ++i) y[r][i] = activate(y[r][i], e_.activation);
+        }
+        if constexpr (ROWS == 1) {
+            if (e_.pack == Pack::sign) {
+                uint32_t bits = 0;
+#pragma unroll
+                for (int i = 0; i < kVector; ++i)
+                    if (channel_ + i < e_.n && y[0][i] >= 0.0f) bits |= 1u << i;
+                return put_bits(m, bits);
+            }
+        }
+        if (e_.out_type == DType::f32) return put<float>(m, step, end, y);
+        if (e_.out_type == DType::bf16) return put<bf16>(m, step, end, y);
+        put<f16>(m, step, end, y);
     }
 
     // Four bits of this thread and the four of the next, which has the channels beside: both call it.
@@ -121,24 +155,28 @@ class ChannelEpilogue {
             static_cast<uint8_t*>(e_.out)[m * e_.ldo + channel_ / 8] = static_cast<uint8_t>(bits | other << 4);
     }
 
-    template <class T, class From>
-    __device__ __forceinline__ void put(int64_t m, const From (&y)[kVector]) const {
+    template <class T, int ROWS, class From>
+    __device__ __forceinline__ void put(int64_t m, int64_t step, int64_t end, const From (&y)[ROWS][kVector]) const {
         T* out = static_cast<T*>(e_.out) + m * e_.ldo + channel_;
-        Quad<T> q;
 #pragma unroll
-        for (int i = 0; i < kVector; ++i) {
-            if constexpr (std::is_same_v<T, From>)
-                q.at[i] = y[i];
-            else
-                q.at[i] = from_float<T>(y[i]);
-        }
-        if (e_.vector && channel_ + kVector <= e_.n) {
-            *reinterpret_cast<Quad<T>*>(out) = q;
-            return;
-        }
+        for (int r = 0; r < ROWS; ++r, out += step * e_.ldo) {
+            if (ROWS > 1 && m + r * step >= end) return;
+            Quad<T> q;
 #pragma unroll
-        for (int i = 0; i < kVector; ++i)
-            if (channel_ + i < e_.n) out[i] = q.at[i];
+            for (int i = 0; i < kVector; ++i) {
+                if constexpr (std::is_same_v<T, From>)
+                    q.at[i] = y[r][i];
+                else
+                    q.at[i] = from_float<T>(y[r][i]);
+            }
+            if (e_.vector && channel_ + kVector <= e_.n) {
+                *reinterpret_cast<Quad<T>*>(out) = q;
+            } else {
+#pragma unroll
+                for (int i = 0; i < kVector; ++i)
+                    if (channel_ + i < e_.n) out[i] = q.at[i];
+            }
+        }
     }
 
     const Epilogue& e_;

@@ -1,4 +1,7 @@
-// int8 GEMM: the kernels of gemm_kernel.h for signed and unsigned activations, and rows of codes as they want them.
+// int8 GEMM: the kernels of gemm_kernel.h for signed and unsigned activations, and rows of codes as they want them. On
+// sm_90 gemm_int8_sm90a.cu takes most of what has many tokens.
+#include <atomic>
+
 #include "gemm_kernel.h"
 #include "reduce.h"
 
@@ -20,27 +23,55 @@ __global__ void pad_rows(const uint8_t* x, bool is_signed, int64_t k, int64_t ld
     if (threadIdx.x == 0) sums[row] = sum;
 }
 
+std::atomic<GemmChoice> forced{GemmChoice::any};
+
+// 128 x 256 tiles, or 128 x 128 where those waste less of the last wave; half the work takes a little more than half
+// the time, since a stage brings fewer products a byte.
+GemmPlan plan_wgmma(int64_t m, int64_t n, int multiprocessors) {
+    const int64_t channels = ceil_div(n, 128), large = channels * ceil_div(m, 256), small = channels * ceil_div(m, 128);
+    const bool wide = 200 * ceil_div(large, multiprocessors) <= 115 * ceil_div(small, multiprocessors);
+    const int64_t tiles = wide ? large : small;
+    return {GemmKernel::wgmma, 128, wide ? 256 : 128, 1, tiles, tiles < multiprocessors ? tiles : multiprocessors};
+}
+
 }  // namespace
 
-GemmPlan plan_gemm(int64_t m, int64_t n, int64_t k_pad, int multiprocessors) {
+void force_gemm(GemmChoice choice) { forced = choice; }
+
+GemmPlan plan_gemm(int64_t m, int64_t n, int64_t k_pad, int multiprocessors, bool has_wgmma) {
+    const GemmChoice choice = forced;
     const int64_t blocks = k_pad / kTileK;
     // As many blocks as run at once (`wanted`), but no fewer than `least` steps of K each, and at most 16 parts to add.
-    auto splits = [&](int64_t tiles, int64_t wanted, int64_t least) {
-        int64_t s = wanted / (tiles < 1 ? 1 : tiles);
+    auto splits = [&](int64_t tiles, int64_t at_once, int64_t least) {
+        int64_t s = at_once / (tiles < 1 ? 1 : tiles);
         if (s > blocks / least) s = blocks / least;
         return static_cast<int>(s < 1 ? 1 : (s > 16 ? 16 : s));
     };
+    if (has_wgmma && choice != GemmChoice::mma && m > 0 && n > 0 && blocks > 0) {
+        const GemmPlan plan = plan_wgmma(m, n, multiprocessors);
+        if (choice == GemmChoice::wgmma) return plan;
+        // With fewer tiles the kernel below, whose blocks share a K, keeps more multiprocessors busy.
+        if (m > 64 && 2 * plan.tiles >= multiprocessors) return plan;
+    }
     if (m <= 16) {
         const int64_t tiles = ceil_div(n, kTileN);
-        return {kTileN, m <= 8 ? 8 : 16, splits(tiles, 2 * multiprocessors, 2 * kSkinnyWarps), tiles};
+        const int parts = splits(tiles, 2 * multiprocessors, 2 * kSkinnyWarps);
+        return {GemmKernel::skinny, kTileN, m <= 8 ? 8 : 16, parts, tiles, 0};
     }
     const int64_t large = ceil_div(n, 128) * ceil_div(m, 128);
-    if (m > 64 && large >= multiprocessors) return {128, 128, 1, large};
+    if (m > 64 && large >= multiprocessors) return {GemmKernel::tile, 128, 128, 1, large, 0};
     const int64_t small = ceil_div(n, 64) * ceil_div(m, 64);
-    return {64, 64, splits(small, 2 * multiprocessors, 2 * kStages), small};
+    return {GemmKernel::tile, 64, 64, splits(small, 2 * multiprocessors, 2 * kStages), small, 0};
 }
 
 void gemm_int8(const GemmInt8& g, const GemmPlan& plan, void* workspace, bool overlap, Stream stream) {
+    if (plan.kernel == GemmKernel::wgmma) {
+        if (g.m == 0 || g.n == 0) return;
+        GemmInt8 prepared = g;
+        prepared.epilogue.n = g.n;
+        prepared.epilogue.prepare();
+        return gemm_int8_wgmma(prepared, plan, overlap, stream);
+    }
     if (g.is_signed) return launch_gemm<SignedProduct>(g, plan, workspace, overlap, stream);
     launch_gemm<UnsignedProduct>(g, plan, workspace, overlap, stream);
 }

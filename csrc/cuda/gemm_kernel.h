@@ -38,9 +38,12 @@ struct BitProduct {
     }
 };
 
-template <class Product>
-__device__ __forceinline__ void mma(int32_t (&d)[4], const uint4& a, uint32_t b0, uint32_t b1) {
-    const uint32_t ra[4] = {a.x, a.y, a.z, a.w}, rb[2] = {b0, b1};
+// 64 k: a[0], a[1] of a tile's channels g and g + 8, b of a row of activations.
+template <int HALF, class Product>
+__device__ __forceinline__ void mma(int32_t (&d)[4], const uint4 (&a)[2], const uint4& b) {
+    const uint32_t ra[4] = {HALF ? a[0].z : a[0].x, HALF ? a[1].z : a[1].x, HALF ? a[0].w : a[0].y,
+                            HALF ? a[1].w : a[1].y};
+    const uint32_t rb[2] = {HALF ? b.z : b.x, HALF ? b.w : b.y};
     Product::add(d, ra, rb);
 }
 
@@ -131,9 +134,9 @@ __global__ void __launch_bounds__(kThreads, CHANNELS == 128 ? 2 : 4)
         for (int c = 0; c < T::kColumns; ++c) {
             const uint4 b = x[c * 32];  // token g: 64 bytes, of which lane t has 16
 #pragma unroll
-            for (int r = 0; r < T::kRows; ++r) mma<Product>(acc[r][c], a[r][0], b.x, b.y);
+            for (int r = 0; r < T::kRows; ++r) mma<0, Product>(acc[r][c], a[r], b);
 #pragma unroll
-            for (int r = 0; r < T::kRows; ++r) mma<Product>(acc[r][c], a[r][1], b.z, b.w);
+            for (int r = 0; r < T::kRows; ++r) mma<1, Product>(acc[r][c], a[r], b);
         }
     }
     cp_async_wait<0>();
@@ -216,8 +219,8 @@ __global__ void __launch_bounds__(32 * kSkinnyWarps, 2) gemm_int8_skinny(const _
         for (int u = 0; u < kUnroll; ++u) {
 #pragma unroll
             for (int c = 0; c < COLUMNS; ++c) {
-                mma<Product>(acc[c], a[u][0], b[u][c].x, b[u][c].y);
-                mma<Product>(acc[c], a[u][1], b[u][c].z, b[u][c].w);
+                mma<0, Product>(acc[c], a[u], b[u][c]);
+                mma<1, Product>(acc[c], a[u], b[u][c]);
             }
             a[u][0] = next[u][0];
             a[u][1] = next[u][1];
@@ -285,8 +288,9 @@ void launch_gemm(GemmInt8 g, const GemmPlan& plan, void* workspace, bool overlap
     g.split.splits = plan.splits;
     g.split.parts = workspace;
     g.split.counters = reinterpret_cast<int32_t*>(static_cast<char*>(workspace) + plan.part_bytes());
-    if (plan.channels == kTileN && plan.tokens == 8) return launch_skinny<Product, 1>(g, plan, overlap, stream);
-    if (plan.channels == kTileN) return launch_skinny<Product, 2>(g, plan, overlap, stream);
+    if (plan.kernel == GemmKernel::skinny)
+        return plan.tokens == 8 ? launch_skinny<Product, 1>(g, plan, overlap, stream)
+                                : launch_skinny<Product, 2>(g, plan, overlap, stream);
     return plan.channels == 128 ? launch_tile<Product, 128, 128>(g, plan, overlap, stream)
                                 : launch_tile<Product, 64, 64>(g, plan, overlap, stream);
 }

@@ -7,11 +7,14 @@
 //   inv_input float [k]       1 / input_scale, only where has_input_scale
 // Each part starts at a multiple of 256 bytes; what is beyond N or K is 0.
 //
-// A tile holds the A operands of two m16n8k32 instructions (ptx.h) as a thread's registers want them: 512 bytes each,
-// 16 bytes of lane 4g + t at 16 * (4g + t). The k of a tile are dealt to lanes so that the four registers that a lane
-// needs of the other operand, B, are 16 neighbouring bytes of a row of activations: lane t multiplies k 16t .. 16t + 15
-// of the 64, the first 8 in the first instruction. A row-major matrix of codes is then read by 16-byte loads, from
-// device or shared memory, without ldmatrix and without a swizzle: eight lanes read 128 bytes in a row.
+// A tile is row-major: 64 bytes of k a channel. It is an operand of every core as it lies:
+//   mma.sync  Channels are rows of m16n8k32 (ptx.h). Lane 4g + t loads 16 bytes at 16 * (4g + t), channel g, and 512
+//             further, channel g + 8: k 16t .. 16t + 15 of the 64, of which the first 8 are for one instruction, the
+//             last 8 for a second. The activations' k are dealt alike, so that the four registers that a lane needs of
+//             them are 16 neighbouring bytes of a row. Both operands are read by 16-byte loads, from device or shared
+//             memory, without ldmatrix and without a swizzle: eight lanes read 128 bytes in a row.
+//   wgmma     Eight lines of 128 bytes, the atom of a 128-byte swizzle: even channels are the lines' first halves, odd
+//             ones the second (wgmma.h).
 #pragma once
 
 #include "../common/types.h"
@@ -23,8 +26,7 @@ inline constexpr int kTileN = 16, kTileK = 64, kTileBytes = kTileN * kTileK;
 // Byte of w[n, k] in the codes.
 QK_HD inline constexpr int64_t int8_offset(int64_t n, int64_t k, int64_t k_pad) {
     const int64_t tile = n / kTileN * (k_pad / kTileK) + k / kTileK;
-    const int64_t g = n % 8, high = n % kTileN / 8, t = k % kTileK / 16, word = k % 16 / 4;
-    return tile * kTileBytes + word / 2 * 512 + (4 * g + t) * 16 + (word % 2 * 2 + high) * 4 + k % 4;
+    return tile * kTileBytes + n % kTileN * kTileK + k % kTileK;
 }
 
 struct Int8Layout {

@@ -1,7 +1,6 @@
 #include "linear.h"
 
 #include "epilogue_kernel.h"
-#include "runtime.h"
 
 namespace qk::cuda {
 
@@ -15,7 +14,8 @@ struct Scratch {
 Scratch scratch_of(const Int8Weight& w, int64_t m) {
     const Int8Layout& l = w.layout;
     Scratch s{};
-    s.plan = plan_gemm(m, l.n, l.k_pad, current_device().multiprocessors);
+    const Device& d = current_device();
+    s.plan = plan_gemm(m, l.n, l.k_pad, d.multiprocessors, has_wgmma(d));
     int64_t at = 0;
     auto place = [&at](int64_t bytes) {
         const int64_t here = at;
@@ -36,6 +36,7 @@ GemmInt8 gemm_of(const Int8Weight& w, int64_t m, bool is_signed, int32_t x_zero,
     const Int8Layout& l = w.layout;
     GemmInt8 g;
     g.w = w.at<uint8_t>(l.codes);
+    g.w_map = &w.map;
     g.n = l.n;
     g.n_pad = l.n_pad;
     g.k_pad = l.k_pad;
@@ -66,6 +67,13 @@ __global__ void requantize_rows(const int32_t* acc, int64_t m, int64_t ld_acc, c
 }
 
 }  // namespace
+
+bool has_wgmma(const Device& device) { return device.major == 9 && device.minor == 0; }
+
+void prepare(Int8Weight& w) {
+    const Int8Layout& l = w.layout;
+    if (l.n > 0 && l.k > 0 && has_wgmma(current_device())) w.map = int8_tensor_map(w.base + l.codes, l.n_pad, l.k_pad);
+}
 
 int64_t scratch_bytes(const Int8Weight& w, int64_t m) { return scratch_of(w, m).total; }
 
@@ -98,8 +106,9 @@ void linear_codes(const Int8Weight& w, const uint8_t* x, bool is_signed, int64_t
     char* memory = static_cast<char*>(scratch);
     auto* codes = reinterpret_cast<uint8_t*>(memory + s.codes);
     auto* sums = w.has_zero_point ? reinterpret_cast<int32_t*>(memory + s.sums) : nullptr;
-    // Rows that the GEMM can read where they are.
-    const bool direct = l.k == l.k_pad && ldx % 16 == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0;
+    // Rows that the GEMM can read where they are; a tensor map has no rows that overlap.
+    const bool direct = l.k == l.k_pad && ldx % 16 == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0 &&
+                        (s.plan.kernel != GemmKernel::wgmma || ldx >= l.k);
     if (!direct || sums != nullptr)
         pad_codes(x, is_signed, m, l.k, ldx, direct ? nullptr : codes, l.k_pad, sums, stream);
     if (s.plan.counter_bytes() > 0)

@@ -3,6 +3,7 @@
 
 #include "gemm.h"
 #include "quantize.h"
+#include "runtime.h"
 
 namespace qk::cuda {
 
@@ -11,12 +12,18 @@ struct Int8Weight {
     Int8Layout layout;
     const char* base = nullptr;
     bool has_zero_point = false, has_input_scale = false;
+    TensorMap map = {};  // of the codes, by prepare(), on devices that have_wgmma()
 
     template <class T>
     const T* at(int64_t offset) const {
         return reinterpret_cast<const T*>(base + offset);
     }
 };
+
+// Whether a device runs the machine code of sm_90a, which is for compute capability 9.0 alone.
+bool has_wgmma(const Device& device);
+// What calls need of a weight beside its memory, made once on its device.
+void prepare(Int8Weight& w);
 
 // Memory that a call of m tokens needs beside its result; 256-byte aligned, contents of no matter.
 int64_t scratch_bytes(const Int8Weight& w, int64_t m);

@@ -70,6 +70,7 @@ void fiber_main() {
     try {
         (*body)();
         if (!state.fiber->open.empty()) fail("a thread ends with a copy that was never committed");
+        if (!state.fiber->accumulators.empty()) fail("a thread ends with a product that was never waited for");
     } catch (const std::exception& e) {
         if (error.empty()) error = e.what();
     }
@@ -100,6 +101,7 @@ void run_block(std::mt19937_64& random) {
     for (int i = 0; i < threads; ++i) prepare(state.fibers[i], i);
     state.alive = threads;
     meetings.clear();
+    state.bulk.clear();
     std::vector<int> order(threads);
     for (int i = 0; i < threads; ++i) order[i] = schedule == 1 ? threads - 1 - i : i;
     while (state.alive > 0) {
@@ -207,6 +209,8 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>
                 if (error.empty() && (spoiled(memory, kCanary) || spoiled(state.shared + shared_bytes, kCanary)))
                     error = "emulated kernel: a write outside of the block's shared memory";
                 state.fiber = nullptr;
+                if (error.empty() && !state.bulk.empty())
+                    error = "emulated kernel: a block ends before a bulk copy that nobody waited for";
                 if (!error.empty()) throw std::runtime_error(error);
             }
 }

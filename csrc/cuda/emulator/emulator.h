@@ -5,6 +5,9 @@
 // computes for all of them. What a GPU would leave undefined shows:
 //   - shared memory starts as 0xCD bytes, so does what an asynchronous copy writes until the copy is waited for;
 //   - an address that an instruction needs aligned is checked, and so are the ends of shared memory;
+//   - the same for bulk copies, until a thread waits for their barrier, and for products of a warpgroup, whose
+//   registers
+//     are poisoned until their group is waited for; operands that change in between are an error (wgmma.h);
 //   - an operation that not all of its threads reach, or that they reach with different kinds, is an error;
 //   - the order in which threads run is chosen by set_schedule(), so that a missing barrier changes results.
 // Errors are std::runtime_error from launch().
@@ -14,6 +17,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -71,6 +75,21 @@ struct Copy {  // an asynchronous copy that has not been carried out: `bytes` fr
     int bytes, size;
 };
 
+// A product of a warpgroup, as one of its threads sees it: not carried out before its group is waited for.
+struct Product {
+    int32_t* d;
+    int columns;
+    uint64_t a, b;
+    bool is_signed, accumulate;
+    uint64_t operands;  // a hash of both, when it was issued
+};
+
+// A copy by the copy engine, not carried out before somebody waits for its barrier.
+struct Bulk {
+    const uint64_t* barrier;
+    std::function<void()> carry_out;
+};
+
 struct Fiber {
     void* stack_pointer = nullptr;
     dim3 thread;
@@ -80,6 +99,10 @@ struct Fiber {
     const char* waits_for = "";
     std::vector<Copy> open;                 // copies of the group that is not committed
     std::vector<std::vector<Copy>> groups;  // committed groups, oldest first
+    std::vector<Product> products;
+    std::vector<std::vector<Product>> product_groups;
+    std::map<int32_t*, std::vector<int32_t>> accumulators;  // of products on their way; the registers are poisoned
+    bool fenced = false;                                    // since the last wait for products
 
     int lane() const { return index % kWarp; }
 };
@@ -99,6 +122,7 @@ struct State {
     char* shared = nullptr;
     size_t shared_bytes = 0;
     int alive = 0;
+    std::vector<Bulk> bulk;
 };
 extern State state;
 
