@@ -169,6 +169,8 @@ def test_the_loops_do_what_their_sizes_say(build, arch):
     for name, code in code_of(build, "gemm", arch, "gemm_int8_tileILi128").items():
         assert counts(code, r"IMMA\.16832") == 64, (arch, name)
         assert counts(code, r"LDGSTS\.E\.BYPASS\.128") == 4 * 8, (arch, name)
+        # Operands are brought together once (32 moves), not again for every product.
+        assert counts(code[code.index("IMMA") : code.rindex("IMMA")], r"MOV|PRMT") <= 32, (arch, name)
     for name, code in code_of(build, "gemm", arch, "gemm_int8_skinnyILi1").items():
         before = code[: code.index("IMMA")]
         assert counts(before, r"LDG\.E\.\S*128") >= 8, (arch, name)

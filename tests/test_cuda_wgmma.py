@@ -299,11 +299,13 @@ def test_strides(native, rng):
         "starts unaligned": random_codes(rng, (70, 256))[:, 3:195],
         "transposed": random_codes(rng, (192, 70)).T,
         "batch": random_codes(rng, (2, 35, 192)),
-        "one row, repeated": np.broadcast_to(random_codes(rng, (1, 192)), (70, 192)),
     }
-    for x in views.values():
-        y = qk.matmul_int(torch.from_numpy(x), w, backend="cuda")
-        assert_same(y.numpy(), (x.astype(np.int64) @ w.codes().astype(np.int64).T).astype(np.int32))
+    tensors = [torch.from_numpy(x) for x in views.values()]
+    tensors.append(torch.from_numpy(random_codes(rng, (1, 192))).expand(70, 192))  # a pitch of 0
+    for x in tensors:
+        y = qk.matmul_int(x, w, backend="cuda")
+        expected = x.numpy().astype(np.int64) @ w.codes().astype(np.int64).T
+        assert_same(y.numpy(), expected.astype(np.int32))
 
 
 @pytest.mark.parametrize("native", [0], indirect=True)

@@ -38,13 +38,17 @@ struct BitProduct {
     }
 };
 
-// 64 k: a[0], a[1] of a tile's channels g and g + 8, b of a row of activations.
-template <int HALF, class Product>
-__device__ __forceinline__ void mma(int32_t (&d)[4], const uint4 (&a)[2], const uint4& b) {
-    const uint32_t ra[4] = {HALF ? a[0].z : a[0].x, HALF ? a[1].z : a[1].x, HALF ? a[0].w : a[0].y,
-                            HALF ? a[1].w : a[1].y};
-    const uint32_t rb[2] = {HALF ? b.z : b.x, HALF ? b.w : b.y};
-    Product::add(d, ra, rb);
+template <class Product>
+__device__ __forceinline__ void mma(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    const uint32_t b[2] = {b0, b1};
+    Product::add(d, a, b);
+}
+
+// The operands of two instructions from the 64 k of channels g and g + 8.
+__device__ __forceinline__ void operands(uint32_t (&a)[2][4], const uint4& g, const uint4& g8) {
+    const uint32_t words[2][4] = {{g.x, g8.x, g.y, g8.y}, {g.z, g8.z, g.w, g8.w}};
+#pragma unroll
+    for (int i = 0; i < 8; ++i) a[i / 4][i % 4] = words[i / 4][i % 4];
 }
 
 template <int CHANNELS, int TOKENS>
@@ -124,19 +128,20 @@ __global__ void __launch_bounds__(kThreads, CHANNELS == 128 ? 2 : 4)
         const char* stage = shared + (block - begin) % kStages * T::kStage;
         const auto* w = reinterpret_cast<const uint4*>(stage + warp_n * T::kWarpChannels * kTileK) + lane;
         const auto* x = reinterpret_cast<const uint4*>(stage + T::kW + warp_m * T::kWarpTokens * kTileK) + lane;
-        uint4 a[T::kRows][2];
+        uint32_t a[T::kRows][2][4];
 #pragma unroll
         for (int r = 0; r < T::kRows; ++r) {
-            a[r][0] = w[r * (kTileBytes / 16)];
-            a[r][1] = w[r * (kTileBytes / 16) + 32];
+            operands(a[r], w[r * (kTileBytes / 16)], w[r * (kTileBytes / 16) + 32]);
+#pragma unroll
+            for (int i = 0; i < 8; ++i) a[r][i / 4][i % 4] = opaque_move(a[r][i / 4][i % 4]);
         }
 #pragma unroll
         for (int c = 0; c < T::kColumns; ++c) {
             const uint4 b = x[c * 32];  // token g: 64 bytes, of which lane t has 16
 #pragma unroll
-            for (int r = 0; r < T::kRows; ++r) mma<0, Product>(acc[r][c], a[r], b);
+            for (int r = 0; r < T::kRows; ++r) mma<Product>(acc[r][c], a[r][0], b.x, b.y);
 #pragma unroll
-            for (int r = 0; r < T::kRows; ++r) mma<1, Product>(acc[r][c], a[r], b);
+            for (int r = 0; r < T::kRows; ++r) mma<Product>(acc[r][c], a[r][1], b.z, b.w);
         }
     }
     cp_async_wait<0>();
@@ -217,10 +222,12 @@ __global__ void __launch_bounds__(32 * kSkinnyWarps, 2) gemm_int8_skinny(const _
         load(next, from + kUnroll * kSkinnyWarps);
 #pragma unroll
         for (int u = 0; u < kUnroll; ++u) {
+            uint32_t pair[2][4];
+            operands(pair, a[u][0], a[u][1]);
 #pragma unroll
             for (int c = 0; c < COLUMNS; ++c) {
-                mma<0, Product>(acc[c], a[u], b[u][c]);
-                mma<1, Product>(acc[c], a[u], b[u][c]);
+                mma<Product>(acc[c], pair[0], b[u][c].x, b[u][c].y);
+                mma<Product>(acc[c], pair[1], b[u][c].z, b[u][c].w);
             }
             a[u][0] = next[u][0];
             a[u][1] = next[u][1];

@@ -107,6 +107,14 @@ __device__ __forceinline__ uint4 load_stream(const void* p) {
     return v;
 }
 
+// a, by an instruction that ptxas does not see through. Operands of an instruction that come from several vectors need
+// moves into neighbouring registers: so they are made once, and not again before every use.
+__device__ __forceinline__ uint32_t opaque_move(uint32_t a) {
+    uint32_t d;
+    asm volatile("prmt.b32 %0, %1, %2, 0x3210;" : "=r"(d) : "r"(a), "r"(threadIdx.x));
+    return d;
+}
+
 // Of kernels that overlap (launch_kernel): everything that the kernel before wrote is there after the wait; the kernel
 // after this one may start once every block has let it. A kernel writes nothing before its wait.
 __device__ __forceinline__ void wait_for_previous() {

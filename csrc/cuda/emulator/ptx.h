@@ -150,6 +150,8 @@ inline uint4 load_stream(const void* p) {
     return v;
 }
 
+inline uint32_t opaque_move(uint32_t a) { return a; }
+
 inline void wait_for_previous() {}
 inline void let_next_start() {}
 inline void named_barrier(int id, int count) { emulator::barrier(id, count); }
