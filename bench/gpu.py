@@ -18,13 +18,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import qkernels as qk
 from qkernels import registry
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS = [(4096, 4096), (14336, 4096), (4096, 14336)]  # N, K
+LAYERS = [(4096, 4096), (8192, 8192), (14336, 4096), (4096, 14336)]  # N, K
 SQUARE = [(4096, 4096, 4096), (8192, 8192, 8192)]  # M, N, K
 MS = [1, 4, 16, 64, 256, 2048]
 # Dense tensor-core operations a second by the data sheets: int8, bfloat16, fp8.
@@ -39,7 +40,7 @@ PEAKS = {
 
 def peak_of(name, kind):
     found = next((v for pattern, v in PEAKS.items() if re.search(pattern, name)), None)
-    return None if found is None else found[("int8", "bf16", "fp8").index(kind)]
+    return None if found is None or kind == "signs" else found[("int8", "bf16", "fp8").index(kind)]
 
 
 def read_bandwidth():
@@ -86,6 +87,12 @@ def copies_of(weight_bytes):
     return max(2, min(64, math.ceil(2 * l2 / weight_bytes)))
 
 
+def again(w):
+    """The weight as an object of its own, which is uploaded for itself."""
+    arrays = {name: getattr(w, name) for name in w.array_names()}
+    return type(w)(**arrays, **w.options(), shape=w.shape)
+
+
 def contestants(m, n, k):
     """Yields functions that make a Contestant, or raise where the library has no such kernel."""
     gen = torch.Generator(device="cuda").manual_seed(m * 7 + n * 3 + k)
@@ -98,27 +105,37 @@ def contestants(m, n, k):
         assert error < 0.15, f"relative error {error}"  # 4 bits and groups of 128 give 0.1
         return error
 
-    def ours(name, w, backend, options, bits):
+    def ours(name, w, backend, options, kind, check=check):
         def make():
-            bytes_ = n * k * bits / 8 + w.scale.size * 4
-            weights = [qk.IntWeight.pack(w.codes(), w.scale, bits=w.bits, group_size=w.group_size)]
-            weights += [
-                qk.IntWeight.pack(w.codes(), w.scale, bits=w.bits, group_size=w.group_size)
-                for _ in range(copies_of(bytes_) - 1)
-            ]
+            weights = [again(w) for _ in range(copies_of(w.nbytes))]
             calls = [lambda v=v: qk.linear(x, v, backend=backend, **options) for v in weights]
-            return Contestant(name, "bf16" if not options else "int8", bytes_, calls, check)
+            return Contestant(name, kind, w.nbytes, calls, check)
 
         return make
 
+    def check_signs(y):
+        signs = [torch.where(t >= 0, 1.0, -1.0) for t in (x.float(), W)]
+        assert torch.equal(signs[0] @ signs[1].T, y.float()), "the products of signs are wrong"
+        return 0.0
+
     host = W.cpu().numpy()
-    w8 = qk.IntWeight.quantize(host)
-    w4 = qk.IntWeight.quantize(host, bits=4, group_size=128)
-    q = {"input_quant": qk.InputQuant()}
+    w8, w4 = qk.IntWeight.quantize(host), qk.IntWeight.quantize(host, bits=4, group_size=128)
+    signs = qk.BinaryWeight.pack(np.where(host >= 0, 1, -1).astype(np.int8))
+    q, bits = (
+        {"input_quant": qk.InputQuant()},
+        {"input_quant": qk.InputQuant(bits=1), "out_dtype": torch.float32},
+    )
+    cases = {
+        "w8a8": (w8, q, "int8"),
+        "w4a8 g128": (w4, q, "int8"),
+        "w4a16 g128": (w4, {}, "bf16"),
+        "power4 a16": (qk.PowerWeight.quantize(host, exponent=0.5), {}, "bf16"),
+        "nf4 a16 g64": (qk.CodebookWeight.quantize(host, codebook="nf4", group_size=64), {}, "bf16"),
+        "signs": (signs, bits, "signs", check_signs),
+    }
     for backend in dict.fromkeys(r.backend for r in registry.kernels("linear", device="cuda")):
-        yield f"{backend} w8a8", ours(f"{backend} w8a8", w8, backend, q, 8)
-        yield f"{backend} w4a8 g128", ours(f"{backend} w4a8 g128", w4, backend, q, 4)
-        yield f"{backend} w4a16 g128", ours(f"{backend} w4a16 g128", w4, backend, {}, 4)
+        for case, (w, options, *rest) in cases.items():
+            yield f"{backend} {case}", ours(f"{backend} {case}", w, backend, options, *rest)
 
     def torch_bf16():
         weights = [W.bfloat16() for _ in range(copies_of(2 * n * k))]
