@@ -171,6 +171,11 @@ class Step:
         self.program.run(position)
         return self.logits
 
+    def clock(self, token, position):
+        """The logits, and what ``Program.clock`` says of the step."""
+        self.x.copy_(self.embed(token))
+        return self.logits, self.program.clock(position)
+
 
 class Rows(nn.Module):
     """An embedding as the gguf file stores it (Q8_0): int8 codes, a scale for each 32 of them; float32 out, exact."""
