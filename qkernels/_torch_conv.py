@@ -4,7 +4,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from . import _native, cpu_conv
-from ._torch_ops import _FLOAT_DTYPES, _library, check_block, check_floats
+from ._torch_ops import _FLOAT_DTYPES, _library, check_block, check_floats, float_vector
 from .cpu import ACTIVATIONS, input_mode
 from .errors import ArgumentError, UnsupportedError
 from .formats import IntWeight
@@ -62,10 +62,8 @@ def _conv2d_int(
     check_floats(op, x, out_dtype)
     if (len(stride), len(padding), len(dilation)) != (2, 4, 2):
         raise ValueError(f"{op}: stride, padding and dilation take 2, 4 and 2 numbers.")
-    for name, v, length in (("bias", bias, n), ("input_scale", input_scale, channels)):
-        if v is not None and (tuple(v.shape) != (length,) or not v.is_cpu):
-            raise ValueError(f"{op}: {name} is {tuple(v.shape)} on {v.device}, not ({length},) on cpu.")
-    bias, input_scale = (None if v is None else v.to(torch.float32).contiguous() for v in (bias, input_scale))
+    bias = float_vector(op, "bias", bias, n, x.device)
+    input_scale = float_vector(op, "input_scale", input_scale, channels, x.device)
     out = _empty(x, kernel, stride, padding, dilation, out_dtype)
     if min(out.shape) < 0:
         raise ValueError(f"{op}: the kernel does not fit into the padded image of {tuple(x.shape)}.")

@@ -34,6 +34,15 @@ def check_floats(op, x, out_dtype):
         raise TypeError(f"{op}: x is {x.dtype} on {x.device}, out_dtype {out_dtype}.")
 
 
+def float_vector(op, name, v, n, device):
+    """A vector as contiguous float32, or None; refused where its length or device is another."""
+    if v is None:
+        return None
+    if tuple(v.shape) != (n,) or v.device != device:
+        raise ValueError(f"{op}: {name} is {tuple(v.shape)} on {v.device}, not ({n},) on {device}.")
+    return v.to(torch.float32).contiguous()
+
+
 def _linear(op, x, packed, bias, out_features, out_dtype, kind, plan_of, refuse_row):
     """What the operators on matrices share: ``plan_of`` makes the native plan of a block, of the class ``kind``."""
     check_block(op, packed)
@@ -44,10 +53,7 @@ def _linear(op, x, packed, bias, out_features, out_dtype, kind, plan_of, refuse_
             f"{op}: x is {tuple(x.shape)} and out_features {out_features}; the weight is ({n}, {k})."
         )
     check_floats(op, x, out_dtype)
-    if bias is not None:
-        if tuple(bias.shape) != (n,) or not bias.is_cpu:
-            raise ValueError(f"{op}: bias is {tuple(bias.shape)} on {bias.device}, not ({n},) on cpu.")
-        bias = bias.to(torch.float32).contiguous()
+    bias = float_vector(op, "bias", bias, n, x.device)
     rows = x.reshape(-1, k).contiguous() if k else x.new_empty((x.shape[:-1].numel(), 0))
     plan = plan_of(block)
     out = torch.empty((*x.shape[:-1], n), dtype=out_dtype)
@@ -105,12 +111,7 @@ def _linear_int_cuda(
         raise TypeError(f"{op}: x is {x.dtype} {tuple(x.shape)}, out_dtype {out_dtype}.")
     if power:
         raise UnsupportedError(f"{op}: power codes have no CUDA kernel here.")
-    if bias is not None:
-        if tuple(bias.shape) != (out_features,) or bias.device != x.device:
-            raise ValueError(
-                f"{op}: bias is {tuple(bias.shape)} on {bias.device}, not ({out_features},) on {x.device}."
-            )
-        bias = bias.to(torch.float32).contiguous()
+    bias = float_vector(op, "bias", bias, out_features, x.device)
     return cuda.linear_on_tensor(
         x,
         packed,

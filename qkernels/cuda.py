@@ -14,6 +14,7 @@ from ._arrays import is_torch
 from .cpu import ACTIVATIONS, FLOATS, ROUNDINGS, address, dtype_name, float_vector, input_mode
 from .errors import ArgumentError
 from .formats.operand import integer_operand, why_no_integers
+from .memory import kept_on
 
 try:
     from . import _cuda as native
@@ -95,6 +96,14 @@ def int8_tiles(codes, n_pad, k_pad):
     return np.ascontiguousarray(tiles.transpose(0, 2, 1, 3)).reshape(-1)
 
 
+def block_of(layout, parts):
+    """The block that a native layout (its byte offsets by name) describes: uint8, 0 where none of the parts lies."""
+    block = np.zeros(layout["total_bytes"], np.uint8)
+    for name, values in parts.items():
+        block[layout[name] :][: values.nbytes] = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
+    return block
+
+
 def int8_block(w):
     """The block of csrc/cuda/gemm_layout.h of a weight, uint8, on the host, and its flags."""
     w = integer_operand(w)
@@ -103,21 +112,17 @@ def int8_block(w):
     zero = None if w.zero_point is None else np.broadcast_to(w.zero_point, (n, 1)).astype(np.int64)[:, 0]
     flags = zero is not None, w.input_scale is not None
     layout = native.int8_layout(n, k, *flags)
-    block = np.zeros(layout["total_bytes"], np.uint8)
-
-    def put(name, values):
-        block[layout[name] :][: values.nbytes] = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
-
-    put("codes", int8_tiles(codes, layout["n_pad"], layout["k_pad"]))
-    put("scale", np.broadcast_to(np.asarray(w.scale, np.float32), (n, 1))[:, 0])
     sums = codes.sum(1, dtype=np.int64)
+    parts = {
+        "codes": int8_tiles(codes, layout["n_pad"], layout["k_pad"]),
+        "scale": np.broadcast_to(np.asarray(w.scale, np.float32), (n, 1))[:, 0],
+        "offset": (sums if zero is None else sums - k * zero).astype(np.int32),
+    }
     if zero is not None:
-        sums = sums - k * zero
-        put("zero", zero.astype(np.int32))
-    put("offset", sums.astype(np.int32))
+        parts["zero"] = zero.astype(np.int32)
     if flags[1]:
-        put("inv_input", np.float32(1) / np.asarray(w.input_scale, np.float32))
-    return block, flags[0] + 2 * flags[1]
+        parts["inv_input"] = np.float32(1) / np.asarray(w.input_scale, np.float32)
+    return block_of(layout, parts), flags[0] + 2 * flags[1]
 
 
 def upload(array, where):
@@ -137,28 +142,32 @@ def upload(array, where):
 def packed_tensor(w, where):
     """The compute layout of a weight on a device: the tensor and its flags (1 zero points, 2 input scales), made once
     for each device."""
-    kept = w.__dict__.setdefault("_cuda_int8", {})
-    key = where.type, where.index or 0
-    if key not in kept:
+
+    def make():
         block, flags = int8_block(w)
-        kept[key] = upload(block, where), flags
-    return kept[key]
+        return upload(block, where), flags
+
+    return kept_on(w, "_cuda_int8", where, make)
+
+
+def view_of(kind, tensor, n, k, *facts):
+    """A checked view, of a class of the native module, of a prepacked tensor."""
+    return kind(index_of(tensor), tensor.data_ptr(), tensor.numel(), tensor, n, k, *facts)
 
 
 def native_weight(tensor, n, k, flags):
-    """The checked view of a prepacked tensor."""
-    flags = bool(flags & 1), bool(flags & 2)
-    return native.Int8Weight(index_of(tensor), tensor.data_ptr(), tensor.numel(), tensor, n, k, *flags)
+    """The checked view of what ``packed_tensor`` made."""
+    return view_of(native.Int8Weight, tensor, n, k, bool(flags & 1), bool(flags & 2))
 
 
 def packed(w, where):
     """The native weight of ``packed_tensor``."""
-    kept = w.__dict__.setdefault("_cuda_int8_native", {})
-    key = where.type, where.index or 0
-    if key not in kept:
+
+    def make():
         tensor, flags = packed_tensor(w, where)
-        kept[key] = native_weight(tensor, *w.matrix_shape, flags)
-    return kept[key]
+        return native_weight(tensor, *w.matrix_shape, flags)
+
+    return kept_on(w, "_cuda_int8_native", where, make)
 
 
 def refuses_weight(request):
@@ -311,12 +320,12 @@ def matmul_int(r):
 
 def requant_tensors(requant, n, where):
     """multiplier, shift and scale of a Requant, (n,) each, on a device; made once."""
-    kept = requant.__dict__.setdefault("_cuda", {})
-    key = n, where.type, where.index or 0
-    if key not in kept:
-        arrays = (requant.multiplier, requant.shift, requant.scale)
-        kept[key] = [upload(np.ascontiguousarray(np.broadcast_to(a, (n,))), where) for a in arrays]
-    return kept[key]
+    arrays = (requant.multiplier, requant.shift, requant.scale)
+    return kept_on(
+        *(requant, "_cuda", where),
+        lambda: [upload(np.ascontiguousarray(np.broadcast_to(a, (n,))), where) for a in arrays],
+        n,
+    )
 
 
 def linear_requant(r):

@@ -12,6 +12,7 @@ from . import cuda
 from .binary import DPReLU
 from .cpu import ACTIVATIONS, FLOATS, address, dtype_name, float_vector
 from .cpu_binary import scale_mode
+from .memory import kept_on
 
 INT32 = 5  # DType of csrc/common/types.h
 NONE, SIGN, THRESHOLD = 0, 1, 2  # Pack of csrc/cuda/epilogue.h
@@ -46,37 +47,31 @@ def binary_block(w):
     n, k = w.matrix_shape
     ternary = len(w.planes) == 2
     layout = cuda.native.binary_layout(n, k, ternary)
-    block = np.zeros(layout["total_bytes"], np.uint8)
-
-    def put(name, values):
-        block[layout[name] :][: values.nbytes] = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
-
     rows = np.zeros((n, 1 + ternary, layout["plane_bytes"]), np.uint8)
     if k:
         rows[:, 0, : w.packed.shape[1]] = w.packed
         if ternary:
             rows[:, 1, : w.packed.shape[1]] = w.nonzero & ~w.packed
     codes = rows.reshape(n, layout["row_bytes"]).view(np.int8)
-    put("codes", cuda.int8_tiles(codes, layout["n_pad"], layout["row_bytes"]))
-    put("scale", w.alpha)
     count = np.bitwise_count(rows).sum((1, 2), dtype=np.int64)
-    put("offset", (count if ternary else 2 * count - k).astype(np.int32))
+    parts = {
+        "codes": cuda.int8_tiles(codes, layout["n_pad"], layout["row_bytes"]),
+        "scale": w.alpha,
+        "offset": (count if ternary else 2 * count - k).astype(np.int32),
+    }
     if not ternary:
-        put("two", np.full(n, 2, np.int32))
-    return block, ternary
+        parts["two"] = np.full(n, 2, np.int32)
+    return cuda.block_of(layout, parts), ternary
 
 
 def packed(w, where):
     """The native weight on a device, made once for each."""
-    kept = w.__dict__.setdefault("_cuda_binary", {})
-    key = where.type, where.index or 0
-    if key not in kept:
+
+    def make():
         block, ternary = binary_block(w)
-        tensor = cuda.upload(block, where)
-        kept[key] = cuda.native.BinaryWeight(
-            cuda.index_of(tensor), tensor.data_ptr(), tensor.numel(), tensor, *w.matrix_shape, ternary
-        )
-    return kept[key]
+        return cuda.view_of(cuda.native.BinaryWeight, cuda.upload(block, where), *w.matrix_shape, ternary)
+
+    return kept_on(w, "_cuda_binary", where, make)
 
 
 def linear(r):
@@ -95,12 +90,11 @@ def linear(r):
 
 def threshold_tensors(threshold, where):
     """value and flip of a Threshold on a device; made once."""
-    kept = threshold.__dict__.setdefault("_cuda", {})
-    key = where.type, where.index or 0
-    if key not in kept:
-        arrays = threshold.value, threshold.flip.astype(np.int32)
-        kept[key] = [cuda.upload(np.ascontiguousarray(a), where) for a in arrays]
-    return kept[key]
+    arrays = threshold.value, threshold.flip
+    return kept_on(
+        *(threshold, "_cuda", where),
+        lambda: [cuda.upload(np.ascontiguousarray(a, np.int32), where) for a in arrays],
+    )
 
 
 def _row_scales(r):

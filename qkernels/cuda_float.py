@@ -11,6 +11,7 @@ import numpy as np
 
 from . import cuda
 from .cpu import ACTIVATIONS, FLOATS, address, dtype_name, float_vector
+from .memory import kept_on
 
 MAX_BITS = 4
 INTEGERS, TABLE = 0, 1  # Decoder of csrc/cuda/gemm_float_layout.h
@@ -99,10 +100,6 @@ def float_block(w):
     flags = group, half, q.offset is not None, q.input_scale is not None
     layout = cuda.native.float_layout(n, k, *flags)
     n_pad, k_pad = layout["n_pad"], layout["k_pad"]
-    block = np.zeros(layout["total_bytes"], np.uint8)
-
-    def put(name, values):
-        block[layout[name] :][: values.nbytes] = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
 
     def per_tile(values):  # (N, G) as [tile][group][g][high]
         padded = np.zeros((n_pad, shape[1]), values.dtype)
@@ -111,27 +108,26 @@ def float_block(w):
 
     padded = np.full((n_pad, k_pad), 8 if decoder == INTEGERS else 0, np.uint8)
     padded[:n, positions(k, group)] = stored[q.index]
-    put("codes", fragments(padded, decoder))
-    put("scale", per_tile(scale.astype(np.float16) if half else scale))
+    parts = {
+        "codes": fragments(padded, decoder),
+        "scale": per_tile(scale.astype(np.float16) if half else scale),
+    }
     if q.offset is not None:
-        put("offset", per_tile(np.broadcast_to(q.offset, shape).astype(np.float32)))
+        parts["offset"] = per_tile(np.broadcast_to(q.offset, shape).astype(np.float32))
     if q.input_scale is not None:
-        put("inv_input", np.float32(1) / np.asarray(q.input_scale, np.float32))
-    return block, (*flags, decoder, table.tolist())
+        parts["inv_input"] = np.float32(1) / np.asarray(q.input_scale, np.float32)
+    return cuda.block_of(layout, parts), (*flags, decoder, table.tolist())
 
 
 def packed(w, where):
     """The native weight on a device, made once for each, and whether float16 products keep its table's range."""
-    kept = w.__dict__.setdefault("_cuda_float", {})
-    key = where.type, where.index or 0
-    if key not in kept:
+
+    def make():
         block, facts = float_block(w)
-        tensor = cuda.upload(block, where)
-        native = cuda.native.FloatWeight(
-            cuda.index_of(tensor), tensor.data_ptr(), tensor.numel(), tensor, *w.matrix_shape, *facts
-        )
-        kept[key] = native, half_holds(np.array(facts[-1]))
-    return kept[key]
+        native = cuda.view_of(cuda.native.FloatWeight, cuda.upload(block, where), *w.matrix_shape, *facts)
+        return native, half_holds(np.array(facts[-1]))
+
+    return kept_on(w, "_cuda_float", where, make)
 
 
 def compute_name(x_name, compute_dtype, half):

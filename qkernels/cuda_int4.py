@@ -8,6 +8,7 @@ from . import cuda
 from .cpu import ACTIVATIONS, FLOATS, address, dtype_name, float_vector
 from .cuda_float import INTEGERS, MAX_BITS, TABLE
 from .formats.operand import integer_operand, why_no_integers
+from .memory import kept_on
 
 LONGEST = 65536  # of a group: 16 * code * uint8 summed over it stays in int32
 
@@ -69,33 +70,27 @@ def int4_block(w):
         decoder, codes = TABLE, w.index
     flags = w.group_size, w.input_scale is not None
     layout = cuda.native.int4_layout(n, k, *flags)
-    block = np.zeros(layout["total_bytes"], np.uint8)
-
-    def put(name, values):
-        block[layout[name] :][: values.nbytes] = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
-
     padded = np.zeros((layout["n_pad"], layout["k_pad"]), np.uint8)  # beyond K activations are 0
     padded[:n, :k] = codes
-    put("codes", fragments(padded, decoder))
     scale = np.zeros((layout["n_pad"], layout["groups"]), np.float32)
     scale[:n] = np.broadcast_to(w.scale, (n, layout["groups"]))
-    put("scale", scale.reshape(-1, 2, 8, layout["groups"]).transpose(0, 3, 2, 1))
+    parts = {
+        "codes": fragments(padded, decoder),
+        "scale": scale.reshape(-1, 2, 8, layout["groups"]).transpose(0, 3, 2, 1),
+    }
     if flags[1]:
-        put("inv_input", np.float32(1) / np.asarray(w.input_scale, np.float32))
-    return block, (*flags, decoder, table.tolist())
+        parts["inv_input"] = np.float32(1) / np.asarray(w.input_scale, np.float32)
+    return cuda.block_of(layout, parts), (*flags, decoder, table.tolist())
 
 
 def packed(w, where):
     """The native weight on a device, made once for each."""
-    kept = w.__dict__.setdefault("_cuda_int4", {})
-    key = where.type, where.index or 0
-    if key not in kept:
+
+    def make():
         block, facts = int4_block(w)
-        tensor = cuda.upload(block, where)
-        kept[key] = cuda.native.Int4Weight(
-            cuda.index_of(tensor), tensor.data_ptr(), tensor.numel(), tensor, *w.matrix_shape, *facts
-        )
-    return kept[key]
+        return cuda.view_of(cuda.native.Int4Weight, cuda.upload(block, where), *w.matrix_shape, *facts)
+
+    return kept_on(w, "_cuda_int4", where, make)
 
 
 def linear(r):

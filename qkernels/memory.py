@@ -1,4 +1,4 @@
-"""Memory of prepacked blocks: aligned to cache lines, on huge pages where the system has them.
+"""Memory of prepacked blocks: aligned to cache lines, on huge pages where the system has them; copies on devices.
 
 A pass over a weight touches each page once: with pages of 4 KB a network of 100 MB costs 25 000 translations a pass,
 each of which may wait for memory as the weights themselves do. So blocks are cut from large mappings that ask for huge
@@ -46,6 +46,15 @@ def aligned(size):
             _chunk = _mapping(CHUNK)
         block, _chunk = _chunk[:room], _chunk[room:]
     return block[:size]
+
+
+def kept_on(owner, name, device, make, *more):
+    """What ``make()`` gives for a device (a torch.device) and ``more``: made once, and kept with ``owner``."""
+    kept = owner.__dict__.setdefault(name, {})
+    key = (*more, device.type, device.index or 0)
+    if key not in kept:
+        kept[key] = make()
+    return kept[key]
 
 
 def _mapping(size):

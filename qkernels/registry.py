@@ -55,6 +55,8 @@ class Kernel:
 
 
 _table = []
+_rows_of = {}  # op -> its rows in the table: every call asks for them
+_device_ops = set()  # ops with a row of one of the DEVICE_BACKENDS
 # Backends whose kernels take tensors on a device: name -> a function that gives None, or why they cannot run here.
 DEVICE_BACKENDS = {}
 _forced = None  # ISA that force_isa chose
@@ -74,19 +76,24 @@ if hasattr(os, "register_at_fork"):
 def register(*rows):
     """Append rows; within an op they are tried in this order."""
     _table.extend(rows)
+    for row in rows:
+        _rows_of.setdefault(row.op, []).append(row)
+        if row.backend in DEVICE_BACKENDS:
+            _device_ops.add(row.op)
 
 
 def kernels(op=None, device="cpu"):
     """The rows of the table, of one op or all, that this machine can run: on CPU arrays, or "cuda" tensors."""
-    rows = [k for k in _table if op in (None, k.op) and (k.backend in DEVICE_BACKENDS) == (device != "cpu")]
+    rows = _table if op is None else _rows_of.get(op, ())
     if device == "cpu":
-        return [k for k in rows if k.isa is None or ISAS[k.isa][1]]
-    return [k for k in rows if DEVICE_BACKENDS[k.backend]() is None]
+        return [k for k in rows if k.backend not in DEVICE_BACKENDS and (k.isa is None or ISAS[k.isa][1])]
+    ready = {name for name, unavailable in DEVICE_BACKENDS.items() if unavailable() is None}
+    return [k for k in rows if k.backend in ready]
 
 
 def takes_devices(op):
     """Whether a row of the op takes tensors that are not on the CPU."""
-    return any(k.op == op and k.backend in DEVICE_BACKENDS for k in _table)
+    return op in _device_ops
 
 
 def device_of(x):
@@ -170,7 +177,7 @@ def pick(request):
         ArgumentError: a backend that does not exist.
         UnsupportedError: no row takes it; the message gives each row's reason.
     """
-    rows = [k for k in _table if k.op == request.op]
+    rows = _rows_of.get(request.op, ())
     _check_backend(request, rows)
     reasons = []
     for kernel in rows:
@@ -222,7 +229,7 @@ def explain(op, *args, **options):
     if len(args) >= 2 and hasattr(args[0], "bits_per_weight"):
         args = (args[1], args[0], *args[2:])
     request = getattr(ops, f"{op}_request")(*args, **options)
-    rows = [k for k in _table if k.op == op]
+    rows = _rows_of.get(op, ())
     _check_backend(request, rows)
     chosen, reasons = None, {}
     for kernel in rows:

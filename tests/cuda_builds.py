@@ -13,6 +13,8 @@ from pathlib import Path
 import pybind11
 import pytest
 
+from qkernels import cuda
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -69,4 +71,13 @@ def emulated():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.emulated
+    return module
+
+
+def emulate(monkeypatch, schedule=0):
+    """The emulated module, in the place of qkernels._cuda: blocks and threads run in the order of ``schedule``."""
+    module = emulated()
+    monkeypatch.setattr(cuda, "native", module)
+    monkeypatch.setattr(cuda, "_known", {})
+    module.set_schedule(schedule)
     return module

@@ -2,23 +2,11 @@
 // Compiled by tests/test_cuda_emulator.py with csrc/cuda/emulator/emulator.cpp.
 #include "../csrc/cuda/ptx.h"
 #include "../csrc/cuda/reduce.h"
+#include "guarded.h"
 
 using namespace qk::cuda;
 
 namespace {
-
-std::string message;
-
-template <class F>
-const char* guarded(F f) {
-    message.clear();
-    try {
-        f();
-    } catch (const std::exception& e) {
-        message = e.what();
-    }
-    return message.c_str();
-}
 
 // d (16, 8) = a (16, 32 bytes) * b (8, 32 bytes)^T, both row-major with k innermost.
 template <class D, class Mma>

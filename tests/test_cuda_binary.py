@@ -7,7 +7,7 @@ import torch
 from helpers import assert_same
 
 import qkernels as qk
-from qkernels import cuda, cuda_binary
+from qkernels import cuda_binary
 
 # M, K, N: empty, one, bits and channels at every edge of a byte, a word and a tile, K that blocks share, large tiles
 SHAPES = [
@@ -29,11 +29,7 @@ SHAPES = [
 
 @pytest.fixture(params=[0, 1, 7], ids=lambda s: f"schedule{s}")
 def native(request, monkeypatch):
-    module = cuda_builds.emulated()
-    monkeypatch.setattr(cuda, "native", module)
-    monkeypatch.setattr(cuda, "_known", {})
-    module.set_schedule(request.param)
-    return module
+    return cuda_builds.emulate(monkeypatch, request.param)
 
 
 def poison():

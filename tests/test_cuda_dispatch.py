@@ -92,11 +92,7 @@ def test_explain_and_capabilities_tell(w, monkeypatch):
 
 @pytest.fixture
 def emulated(monkeypatch):
-    module = cuda_builds.emulated()
-    monkeypatch.setattr(cuda, "native", module)
-    monkeypatch.setattr(cuda, "_known", {})
-    module.set_schedule(0)
-    return module
+    return cuda_builds.emulate(monkeypatch)
 
 
 def test_explain_names_what_the_cuda_kernel_lacks(emulated, w, rng):

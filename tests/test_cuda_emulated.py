@@ -36,10 +36,7 @@ SHAPES = [
 
 @pytest.fixture(params=SCHEDULES, ids=lambda s: f"schedule{s}")
 def native(request, monkeypatch):
-    module = cuda_builds.emulated()
-    monkeypatch.setattr(cuda, "native", module)
-    monkeypatch.setattr(cuda, "_known", {})
-    module.set_schedule(request.param)
+    module = cuda_builds.emulate(monkeypatch, request.param)
     module.force_gemm("mma")  # wgmma: test_cuda_wgmma.py
     yield module
     module.force_gemm("any")
@@ -152,9 +149,7 @@ def test_dtypes(native, x_dtype, out_dtype, rng):
     assert_same(y.float().numpy(), expected.float().numpy())
 
 
-@pytest.mark.parametrize("shape", [(5, 65, 17), (33, 1100, 70), (130, 200, 258)], ids=str)
-@pytest.mark.parametrize("rounding", ["single", "double", "float"])
-def test_linear_requant(native, shape, rounding, rng):
+def check_linear_requant(shape, rounding, rng):
     m, k, n = shape
     for x_dtype, out_dtype, per_channel in ((np.int8, np.int8, True), (np.uint8, np.uint8, False)):
         x, w = random_codes(rng, (m, k), x_dtype), weight(rng, n, k, zero_point=per_channel)
@@ -167,6 +162,12 @@ def test_linear_requant(native, shape, rounding, rng):
         tensor = None if bias is None else torch.from_numpy(bias)
         y = qk.linear_requant(torch.from_numpy(x), w, r, tensor, backend="cuda", **options)
         assert_same(y.numpy(), expected)
+
+
+@pytest.mark.parametrize("shape", [(5, 65, 17), (33, 1100, 70), (130, 200, 258)], ids=str)
+@pytest.mark.parametrize("rounding", ["single", "double", "float"])
+def test_linear_requant(native, shape, rounding, rng):
+    check_linear_requant(shape, rounding, rng)
 
 
 @pytest.mark.parametrize("rounding", ["single", "double", "float"])

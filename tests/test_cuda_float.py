@@ -10,7 +10,7 @@ from helpers import as_array, assert_same
 from test_linear_float import CASES, check, weight
 
 import qkernels as qk
-from qkernels import cuda, cuda_float
+from qkernels import cuda_float
 
 # M, K, N: empty, one, every tile of tokens with edges, K that blocks share, more channels than a tile has
 SHAPES = [
@@ -36,20 +36,12 @@ MANY = (130, 70, 1100)  # large enough for tiles of 256 channels on the emulator
 
 @pytest.fixture(params=[0, 1, 7], ids=lambda s: f"schedule{s}")
 def native(request, monkeypatch):
-    module = cuda_builds.emulated()
-    monkeypatch.setattr(cuda, "native", module)
-    monkeypatch.setattr(cuda, "_known", {})
-    module.set_schedule(request.param)
-    return module
+    return cuda_builds.emulate(monkeypatch, request.param)
 
 
 @pytest.fixture
 def forwards(monkeypatch):
-    module = cuda_builds.emulated()
-    monkeypatch.setattr(cuda, "native", module)
-    monkeypatch.setattr(cuda, "_known", {})
-    module.set_schedule(0)
-    return module
+    return cuda_builds.emulate(monkeypatch)
 
 
 def poison():

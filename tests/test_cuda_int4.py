@@ -8,7 +8,7 @@ from helpers import assert_same
 from test_linear_float import CASES
 
 import qkernels as qk
-from qkernels import cuda, cuda_int4
+from qkernels import cuda_int4
 
 # M, K, N: one, edges of tiles in every direction, short last groups in either half of 64 k, several tiles of tokens
 SHAPES = [(1, 33, 1), (2, 65, 17), (7, 300, 65), (8, 97, 130), (16, 2100, 20), (17, 130, 70), (70, 200, 150)]
@@ -17,11 +17,7 @@ GROUPS = [32, 64, 96, 128]
 
 @pytest.fixture(params=[0, 1, 7], ids=lambda s: f"schedule{s}")
 def native(request, monkeypatch):
-    module = cuda_builds.emulated()
-    monkeypatch.setattr(cuda, "native", module)
-    monkeypatch.setattr(cuda, "_known", {})
-    module.set_schedule(request.param)
-    return module
+    return cuda_builds.emulate(monkeypatch, request.param)
 
 
 MAKERS = {

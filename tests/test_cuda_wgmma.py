@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers import assert_same, random_codes
 from test_cuda_build import build, code_of, compiled, counts  # noqa: F401 (build is a fixture)
-from test_cuda_emulated import QUANTS, activations, poisoned_free_list, weight
+from test_cuda_emulated import QUANTS, activations, check_linear_requant, poisoned_free_list, weight
 from test_cuda_emulator import address, aligned
 
 import qkernels as qk
@@ -200,10 +200,7 @@ def test_maps_that_the_hardware_does_not_take(library, change, says, rng):
 
 @pytest.fixture(params=SCHEDULES, ids=lambda s: f"schedule{s}")
 def native(request, monkeypatch):
-    module = cuda_builds.emulated()
-    monkeypatch.setattr(cuda, "native", module)
-    monkeypatch.setattr(cuda, "_known", {})
-    module.set_schedule(request.param)
+    module = cuda_builds.emulate(monkeypatch, request.param)
     module.force_gemm("wgmma")
     yield module
     module.force_gemm("any")
@@ -276,18 +273,7 @@ def test_equals_the_other_kernel(native, activation, dtype, rng):
 @pytest.mark.parametrize("shape", [(5, 65, 17), (130, 200, 258), (257, 384, 256)], ids=str)
 @pytest.mark.parametrize("rounding", ["single", "double", "float"])
 def test_linear_requant(native, shape, rounding, rng):
-    m, k, n = shape
-    for x_dtype, out_dtype, per_channel in ((np.int8, np.int8, True), (np.uint8, np.uint8, False)):
-        x, w = random_codes(rng, (m, k), x_dtype), weight(rng, n, k, zero_point=per_channel)
-        bias = rng.integers(-(10**5), 10**5, n).astype(np.int32) if per_channel else None
-        scale = rng.uniform(0.2, 2, n if per_channel else 1) / (3000 * k**0.5)
-        r = qk.Requant.from_scale(scale, zero_point=7, rounding=rounding, output_scale=0.11)
-        activation = "relu6" if per_channel else None
-        options = {"x_zero_point": 3, "activation": activation, "out_dtype": out_dtype}
-        expected = qk.linear_requant(x, w, r, bias, backend="reference", **options)
-        tensor = None if bias is None else torch.from_numpy(bias)
-        y = qk.linear_requant(torch.from_numpy(x), w, r, tensor, backend="cuda", **options)
-        assert_same(y.numpy(), expected)
+    check_linear_requant(shape, rounding, rng)
 
 
 def test_strides(native, rng):

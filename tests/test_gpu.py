@@ -60,10 +60,7 @@ def device(request, monkeypatch):
         return torch.device("cuda", torch.cuda.current_device())
     if "kernel" in request.fixturenames and request.getfixturevalue("kernel").backend != "cuda":
         pytest.skip("the emulator runs the CUDA kernels")
-    module = cuda_builds.emulated()
-    monkeypatch.setattr(cuda, "native", module)
-    monkeypatch.setattr(cuda, "_known", {})
-    module.set_schedule(3)
+    cuda_builds.emulate(monkeypatch, 3)
     return torch.device("cpu")
 
 

@@ -2,23 +2,11 @@
 // functions, one product of a warpgroup whose operands a bulk copy brings, and faults.
 #include "../csrc/cuda/gemm_wgmma.h"
 #include "../csrc/cuda/wgmma.h"
+#include "guarded.h"
 
 using namespace qk::cuda;
 
 namespace {
-
-std::string message;
-
-template <class F>
-const char* guarded(F f) {
-    message.clear();
-    try {
-        f();
-    } catch (const std::exception& e) {
-        message = e.what();
-    }
-    return message.c_str();
-}
 
 std::string fault;
 bool is(const char* name) { return fault == name; }

@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
+from qkernels.memory import kept_on
+
 from .layout import float_layout, int_layout
 
 BIAS = {torch.bfloat16: 128, torch.float16: 1024, torch.float32: 0}
@@ -26,17 +28,9 @@ class Arrays:
         return sum(v.numel() * v.element_size() for v in vars(self).values() if isinstance(v, torch.Tensor))
 
 
-def kept(owner, name, device, make):
-    """``make()`` for a device, made once and kept with ``owner``."""
-    of_device = owner.__dict__.setdefault(name, {})
-    if device not in of_device:
-        of_device[device] = make()
-    return of_device[device]
-
-
 def int_arrays(w, device):
     """The weight prepacked for the integer core."""
-    return kept(w, "_triton_int", device, lambda: Arrays(int_layout(w), device))
+    return kept_on(w, "_triton_int", device, lambda: Arrays(int_layout(w), device))
 
 
 def float_arrays(w, device, dtype):
@@ -51,7 +45,7 @@ def float_arrays(w, device, dtype):
             made.zero = -(made.zero + (BIAS[dtype] if made.units.planes > 1 else 0)).to(dtype)
         return made
 
-    return kept(w, f"_triton_float_{dtype}", device, make)
+    return kept_on(w, f"_triton_float_{dtype}", device, make)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,4 +65,4 @@ def requant_arrays(requant, device):
         tensors = (torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in arrays)
         return RequantArrays(*tensors, requant.zero_point, requant.rounding)
 
-    return kept(requant, "_triton", device, make)
+    return kept_on(requant, "_triton", device, make)

@@ -5,11 +5,13 @@
 #include "../cpu/kernels.h"
 #include "address.h"
 
-inline const qk::Kernels& checked_isa(int isa) {
+inline qk::Isa checked_number(int isa) {
     if (isa < 0 || isa >= qk::kIsaCount || !qk::supported(static_cast<qk::Isa>(isa)))
         throw std::invalid_argument("this machine does not support ISA number " + std::to_string(isa));
-    return qk::kernels(static_cast<qk::Isa>(isa));
+    return static_cast<qk::Isa>(isa);
 }
+inline const qk::Kernels& checked_isa(int isa) { return qk::kernels(checked_number(isa)); }
+inline const qk::DecodeKernels& checked_decode_kernels(int isa) { return qk::decode_kernels(checked_number(isa)); }
 
 // max|code - zero_point| over all codes that a weight's widths can hold: gemm.cpp.
 int64_t code_extreme(const qk::GemmView& w);
@@ -53,7 +55,6 @@ class LinearCall {
 };
 
 // decode.cpp
-const qk::DecodeKernels& checked_decode_kernels(int isa);
 void check_attention(int64_t pitch, int64_t length, int64_t heads, int64_t kv_heads, int64_t head);
 
 struct RequantArrays {

@@ -80,16 +80,9 @@ void bind_cuda_binary(py::module_& m) {
              [](const Weight& w, Address stream, Address x, int x_type, int64_t rows, int64_t ldx, int mode,
                 float scale, Address bias, int activation, int out_type, Address out, Address scratch, int64_t bytes) {
                  const PackSigns p = signs_of(x, x_type, rows, ldx, mode, scale);
-                 require(out_type >= 0 && out_type <= 2 && activation >= 0 && activation <= 4,
-                         "linear: a dtype or activation is out of range");
                  present("linear: x", x, rows * w.view.layout.k);
                  present("linear: the result", out, rows * w.view.layout.n);
-                 Epilogue e;
-                 e.out = pointer<void>(out);
-                 e.ldo = w.view.layout.n;
-                 e.out_type = static_cast<qk::DType>(out_type);
-                 e.bias = pointer<float>(bias);
-                 e.activation = static_cast<qk::Activation>(activation);
+                 const Epilogue e = float_results(w.view.layout.n, bias, activation, out_type, out);
                  py::gil_scoped_release release;
                  const qk::cuda::DeviceGuard guard(w.device);
                  require(qk::cuda::scratch_bytes(w.view, rows) <= bytes, "linear: the scratch memory is too small");

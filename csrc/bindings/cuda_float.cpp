@@ -75,18 +75,11 @@ void bind_cuda_float(py::module_& m) {
         .def("linear",
              [](const Weight& w, Address stream, Address x, int x_type, int compute, int64_t rows, int64_t ldx,
                 Address bias, int activation, int out_type, Address out, Address scratch, int64_t bytes) {
-                 require(x_type >= 0 && x_type <= 2 && compute >= 0 && compute <= 2 && out_type >= 0 && out_type <= 2 &&
-                             activation >= 0 && activation <= 4,
-                         "linear: a dtype or activation is out of range");
+                 require(x_type >= 0 && x_type <= 2 && compute >= 0 && compute <= 2, "linear: a dtype is out of range");
                  require(rows >= 0 && rows < (int64_t{1} << 31), "linear: the number of rows is out of range");
                  present("linear: x", x, rows * w.view.layout.k);
                  present("linear: the result", out, rows * w.view.layout.n);
-                 Epilogue e;
-                 e.out = pointer<void>(out);
-                 e.ldo = w.view.layout.n;
-                 e.out_type = static_cast<qk::DType>(out_type);
-                 e.bias = pointer<float>(bias);
-                 e.activation = static_cast<qk::Activation>(activation);
+                 const Epilogue e = float_results(w.view.layout.n, bias, activation, out_type, out);
                  qk::cuda::FloatInput input;
                  input.x = pointer<void>(x);
                  input.type = static_cast<qk::DType>(x_type);

@@ -14,25 +14,6 @@ struct Weight {
     py::object owner;
 };
 
-qk::cuda::Quantize quantization(Address x, int x_type, int64_t m, int64_t ldx, int mode, int lo, int hi, int largest,
-                                int zero, float scale) {
-    require(x_type >= 0 && x_type <= 2 && mode >= 0 && mode <= 3, "quantization: a mode or dtype is out of range");
-    require(m >= 0 && m < (int64_t{1} << 31), "quantization: the number of rows is out of range");
-    require(lo >= -128 && hi <= 255 && lo <= hi && hi - lo <= 255, "quantization: the codes leave a byte");
-    qk::cuda::Quantize q;
-    q.x = pointer<void>(x);
-    q.x_type = static_cast<qk::DType>(x_type);
-    q.m = m;
-    q.ldx = ldx;
-    q.mode = static_cast<qk::cuda::InputMode>(mode);
-    q.lo = lo;
-    q.hi = hi;
-    q.largest = largest;
-    q.zero = zero;
-    q.scale = scale;
-    return q;
-}
-
 // multiplier, shift, scale: [n] each, on the device.
 Epilogue requantization(Address multiplier, Address shift, Address scale, int rounding, int out_zero, int lo, int hi,
                         Address out) {
@@ -124,17 +105,10 @@ void bind_cuda_gemm(py::module_& m) {
                 int hi, int largest, int zero, float scale, Address bias, int activation, int out_type, Address out,
                 Address scratch, int64_t bytes) {
                  const auto q = quantization(x, x_type, rows, ldx, mode, lo, hi, largest, zero, scale);
-                 require(out_type >= 0 && out_type <= 2 && activation >= 0 && activation <= 4,
-                         "linear: a dtype or activation is out of range");
                  require(mode != 3 || w.view.has_input_scale, "linear: the weight has no input_scale");
                  present("linear: x", x, rows * w.view.layout.k);
                  present("linear: the result", out, rows * w.view.layout.n);
-                 Epilogue e;
-                 e.out = pointer<void>(out);
-                 e.ldo = w.view.layout.n;
-                 e.out_type = static_cast<qk::DType>(out_type);
-                 e.bias = pointer<float>(bias);
-                 e.activation = static_cast<qk::Activation>(activation);
+                 const Epilogue e = float_results(w.view.layout.n, bias, activation, out_type, out);
                  py::gil_scoped_release release;
                  const qk::cuda::DeviceGuard guard(w.device);
                  require(qk::cuda::scratch_bytes(w.view, rows) <= bytes, "linear: the scratch memory is too small");

@@ -53,30 +53,12 @@ void bind_cuda_int4(py::module_& m) {
         .def("linear", [](const Weight& w, Address stream, Address x, int x_type, int64_t rows, int64_t ldx, int mode,
                           int lo, int hi, int largest, int zero, float scale, Address bias, int activation,
                           int out_type, Address out, Address scratch, int64_t bytes) {
-            require(x_type >= 0 && x_type <= 2 && mode >= 0 && mode <= 3 && out_type >= 0 && out_type <= 2 &&
-                        activation >= 0 && activation <= 4 && zero == 0,
-                    "linear: a dtype, mode, activation or zero point is out of range");
-            require(lo >= -128 && hi <= 255 && lo <= hi && hi - lo <= 255, "linear: the codes leave a byte");
-            require(rows >= 0 && rows < (int64_t{1} << 31), "linear: the number of rows is out of range");
+            const auto q = quantization(x, x_type, rows, ldx, mode, lo, hi, largest, zero, scale);
+            require(zero == 0, "linear: the zero point is out of range");
             require(mode != 3 || w.view.has_input_scale, "linear: the weight has no input_scale");
             present("linear: x", x, rows * w.view.layout.k);
             present("linear: the result", out, rows * w.view.layout.n);
-            qk::cuda::Quantize q;
-            q.x = pointer<void>(x);
-            q.x_type = static_cast<qk::DType>(x_type);
-            q.m = rows;
-            q.ldx = ldx;
-            q.mode = static_cast<qk::cuda::InputMode>(mode);
-            q.lo = lo;
-            q.hi = hi;
-            q.largest = largest;
-            q.scale = scale;
-            qk::cuda::Epilogue e;
-            e.out = pointer<void>(out);
-            e.ldo = w.view.layout.n;
-            e.out_type = static_cast<qk::DType>(out_type);
-            e.bias = pointer<float>(bias);
-            e.activation = static_cast<qk::Activation>(activation);
+            const auto e = float_results(w.view.layout.n, bias, activation, out_type, out);
             require(qk::cuda::scratch_bytes(w.view, rows) <= bytes, "linear: the scratch memory is too small");
             py::gil_scoped_release release;
             const qk::cuda::DeviceGuard guard(w.device);

@@ -3,12 +3,6 @@
 
 #include "common.h"
 
-const qk::DecodeKernels& checked_decode_kernels(int isa) {
-    if (isa < 0 || isa >= qk::kIsaCount || !qk::supported(static_cast<qk::Isa>(isa)))
-        throw std::invalid_argument("this machine does not support ISA number " + std::to_string(isa));
-    return qk::decode_kernels(static_cast<qk::Isa>(isa));
-}
-
 void check_attention(int64_t pitch, int64_t length, int64_t heads, int64_t kv_heads, int64_t head) {
     if (kv_heads < 1 || heads < 1 || heads % kv_heads != 0 || head < 2 || head % 2 != 0 || length < 1 ||
         pitch < length * head)

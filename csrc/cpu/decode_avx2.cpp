@@ -7,11 +7,6 @@ inline void sum_lanes4(float* out, f32v a, f32v b, f32v c, f32v d) {
     const f32v pairs = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
     _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
 }
-inline float sum_lanes(f32v a) {
-    float four[4];
-    sum_lanes4(four, a, a, a, a);
-    return four[0];
-}
 
 }  // namespace simd
 }  // namespace

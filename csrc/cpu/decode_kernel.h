@@ -22,6 +22,12 @@ inline void for_registers(int64_t k, Whole whole, Tail tail) {
     if (i < k) tail(i, static_cast<int>(k - i));
 }
 
+inline float sum_lanes(simd::f32v a) {
+    float four[4];
+    simd::sum_lanes4(four, a, a, a, a);
+    return four[0];
+}
+
 inline float sum_of_squares(const float* x, int64_t k) {
     using namespace simd;
     f32v sum[4] = {set1(0), set1(0), set1(0), set1(0)};

@@ -3,7 +3,6 @@
 namespace {
 namespace simd {
 
-inline float sum_lanes(f32v a) { return a; }
 inline void sum_lanes4(float* out, f32v a, f32v b, f32v c, f32v d) { out[0] = a, out[1] = b, out[2] = c, out[3] = d; }
 
 }  // namespace simd
