@@ -32,12 +32,18 @@ SMALL = (384, 384)  # for the other formats and kernels: to be seen, not to be t
 
 def rows(quick):
     found = elementwise_rows("power_dequantize", quick)
-    size = SMALL if quick else (4096, 4096)
+    sizes = [SMALL] if quick else [SMALL, (384, 1536), (4096, 4096)]
     for kernel in registry.kernels("linear"):
         if is_fastest(kernel) and kernel.core == "gemm":
             names = [v for v in VARIANTS if VARIANTS[v][0] == kernel.format]
-            found += [Row(kernel, m, *size, variant=v) for v in names for m in (1, 16, 128)]
-    found.sort(key=lambda row: (row.M, list(VARIANTS).index(row.variant) if row.variant in VARIANTS else -1))
+            found += [Row(kernel, m, *size, variant=v) for size in sizes for v in names for m in (1, 16, 128)]
+    found.sort(
+        key=lambda row: (
+            row.K * row.N,
+            row.M,
+            list(VARIANTS).index(row.variant) if row.variant in VARIANTS else -1,
+        )
+    )
     for op in ("linear", "matmul_int", "linear_requant"):
         found += [
             Row(k, 16, *SMALL) for k in registry.kernels(op) if k.format in TABLE_FORMATS and k.core == "gemm"
