@@ -56,8 +56,9 @@ def draw(demo, result, path):
 
 def frame(axis, title, subtitle):
     """Title and grid of a panel."""
-    axis.set_title(f"{title}\n", loc="left", fontsize=12, weight="bold")
-    axis.text(0, 1.015, subtitle, transform=axis.transAxes, color=FAINT, fontsize=9)
+    axis.set_title(title, loc="left", fontsize=12, weight="bold", pad=20)  # in points, for any number of rows
+    place = {"xycoords": "axes fraction", "textcoords": "offset points"}
+    axis.annotate(subtitle, (0, 1), (0, 7), color=FAINT, fontsize=9, **place)
     axis.grid(axis="x", color=GRID, linewidth=0.8)
 
 

@@ -221,7 +221,7 @@ def draw_cosines(axis, rows, colors):
         axis.plot(mean, y, "o", color=color, markersize=7)
         axis.plot(worst, y, "|", color=color, markersize=10, markeredgewidth=2)
     axis.set_xscale("log")
-    ticks = {1e-1: "0.9", 1e-2: "0.99", 1e-3: "0.999", 1e-4: "0.9999", 1e-5: "0.99999", floor: "1"}
+    ticks = {1e-1: "0.9", 1e-2: "0.99", 1e-3: "0.999", 1e-4: "0.9999", 1e-5: "", floor: "1"}
     axis.set_xticks(list(ticks), list(ticks.values()), fontsize=8)
     axis.minorticks_off()
     axis.set_xlim(max(0.02, 1.5 * max(1 - r["cosine"]["min"] for r in rows)), floor / 2)
