@@ -192,7 +192,7 @@ def explanation(result):
     return [
         "Cosine: between the embeddings of the evaluated sentences and those of float32. rho: Spearman's, "
         "between the cosines of pairs and what people said of them (WordSim: the 353 pairs of words of "
-        "WordSim-353; Lee: 1225 pairs of news summaries). Recipes were calibrated on "
+        "WordSim-353; Lee: 1225 pairs of news summaries). Recipes of quantized activations were calibrated on "
         f"{s['calibration_sentences']} other sentences.",
         f"The {s['linear_layers']} linear layers are six in each of six transformer layers and the pooler, "
         "which the original model also computes. Everything else is the same code in all rows.",
