@@ -8,7 +8,7 @@
 #ifdef QK_EMULATE
 #include "wgmma.h"
 #else
-#include <cudaTypedefs.h>
+#include <cuda.h>
 #endif
 
 namespace qk::cuda {
@@ -46,8 +46,9 @@ TensorMap tensor_map(const ByteTensor& tensor) {
 namespace {
 
 // The driver's function, found at the first use: the library is not linked with the driver.
-PFN_cuTensorMapEncodeTiled_v12000 encoder() {
-    static const PFN_cuTensorMapEncodeTiled_v12000 found = [] {
+using Encoder = decltype(&cuTensorMapEncodeTiled);  // its type alone: nothing refers to the symbol
+Encoder encoder() {
+    static const Encoder found = [] {
         void* function = nullptr;
         cudaDriverEntryPointQueryResult state = cudaDriverEntryPointSymbolNotFound;
 #if CUDART_VERSION >= 12050
@@ -59,7 +60,7 @@ PFN_cuTensorMapEncodeTiled_v12000 encoder() {
 #endif
         if (state != cudaDriverEntryPointSuccess || function == nullptr)
             throw std::runtime_error("the driver has no cuTensorMapEncodeTiled: it is older than CUDA 12.0");
-        return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function);
+        return reinterpret_cast<Encoder>(function);
     }();
     return found;
 }
