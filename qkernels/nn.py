@@ -246,7 +246,7 @@ class Linear(_Compressed):
             q = InputQuant(
                 self.input_bits, self.granularity, scale, self.signed, zero_point, self.input_power
             )
-        self._layout, self._flags = _torch_ops.layout_on(w, q, self.packed.device)
+        self._layout = _torch_ops.layout_for(w, q) if self._on("cpu") else None
         self._call = w, self.bias, self.activation, q
         return self._call
 
@@ -261,11 +261,10 @@ class Linear(_Compressed):
             raise UnsupportedError(
                 "nn.Linear: the buffers were changed; call the module once before compiling it."
             )
-        if self._layout is None:
-            raise UnsupportedError(
-                "nn.Linear: torch.compile has no operator for this layer where its buffers are."
-            )
-        rest = self._call[3], False, self.activation, self.out_dtype, self._flags
+        if self._layout is None:  # on a device the kernel depends on x
+            w, bias, activation, q = self._call
+            return _torch_ops.linear(x, w, bias, activation, q, None, self.out_dtype, None)
+        rest = self._call[3], False, self.activation, self.out_dtype
         return _torch_ops.linear_on_block(x, self._layout, self.bias, self.out_features, *rest)
 
     def extra_repr(self):

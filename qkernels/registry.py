@@ -175,7 +175,7 @@ def pick(request):
 
     Raises:
         ArgumentError: a backend that does not exist.
-        UnsupportedError: no row takes it; the message gives each row's reason.
+        UnsupportedError: no row takes it; the message gives the reason of each row for the weight's format.
     """
     rows = _rows_of.get(request.op, ())
     _check_backend(request, rows)
@@ -187,7 +187,8 @@ def pick(request):
                 _say_fallback(kernel, reasons)
             request.isa = kernel.isa
             return kernel
-        reasons.append(f"{kernel}: {reason}")
+        if kernel.format in (None, type(request.w).__name__):  # a hundred rows of other formats tell nothing
+            reasons.append(f"{kernel}: {reason}")
     raise UnsupportedError(f"{request.op}: no kernel takes this call.\n  " + "\n  ".join(reasons))
 
 

@@ -115,9 +115,8 @@ def test_explain_names_what_the_cuda_kernel_lacks(emulated, w, rng):
 
 
 def test_a_weight_is_prepacked_once(emulated, w, monkeypatch):
-    made = []
-    block = cuda.int8_block
-    monkeypatch.setattr(cuda, "int8_block", lambda w: made.append(w) or block(w))
+    made, upload = [], cuda.upload
+    monkeypatch.setattr(cuda, "upload", lambda array, where: made.append(array) or upload(array, where))
     for _ in range(3):
         qk.linear(torch.randn(3, 32), w, input_quant=Q, backend="cuda")
         qk.matmul_int(torch.ones(3, 32, dtype=torch.int8), w, backend="cuda")

@@ -73,7 +73,7 @@ void bind_cuda_float(py::module_& m) {
                  return qk::cuda::scratch_bytes(w.view, rows, static_cast<qk::DType>(compute));
              })
         .def("linear",
-             [](const Weight& w, Address stream, Address x, int x_type, int compute, int64_t rows, int64_t ldx,
+             [](const Weight& w, Address stream, Address x, int x_type, int64_t rows, int64_t ldx, int compute,
                 Address bias, int activation, int out_type, Address out, Address scratch, int64_t bytes) {
                  require(x_type >= 0 && x_type <= 2 && compute >= 0 && compute <= 2, "linear: a dtype is out of range");
                  require(rows >= 0 && rows < (int64_t{1} << 31), "linear: the number of rows is out of range");

@@ -1,0 +1,112 @@
+"""What the operators of ``linear`` are on a device: they take a prepacked tensor, and a text, ``layout``, that says for
+which kernel it was made (the one that an eager call takes) and what that kernel must know of its bytes.
+
+A text, since Dynamo would guard numbers one by one, and make symbols of them where a second weight brings others.
+Nothing of the tensor is read here: that would wait for the device.
+"""
+
+import functools
+import json
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
+
+from . import cuda_linear, registry
+from . import triton_backend as triton
+from .cpu import dtype_name
+from .errors import ArgumentError, DTypeError, UnsupportedError
+from .formats import WeightFormat
+from .quant import InputQuant
+
+VERSION = 1  # of the layouts
+RUNS = {run.name: run for run in (*cuda_linear.RUNS, *triton.RUNS)}
+
+
+def layout_of(run, facts):
+    return json.dumps([run.name, VERSION, facts])
+
+
+@functools.lru_cache(maxsize=4096)
+def _described(op, layout):
+    """(run, facts) of a text."""
+    try:
+        name, version, facts = json.loads(layout)
+        run = RUNS[name]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"qkernels::{op}: layout is {layout!r}, of no kernel for a device.") from None
+    if version != VERSION or run.operator != op:
+        raise ValueError(
+            f"qkernels::{op}: layout is of {run.operator}, version {version}; accepted: {op}, version {VERSION}."
+        )
+    return run, _tuples(facts)
+
+
+def _tuples(v):
+    return tuple(map(_tuples, v)) if isinstance(v, list) else v
+
+
+def run_on_device(op, x, packed, bias, n, given, activation, out_dtype, layout):
+    """An operator on CUDA tensors; ``given``: what it says of the activations, ``activation`` a number."""
+    run, facts = _described(op, layout)
+    k = x.shape[-1] if x.dim() else 0
+    rows = x.reshape(-1, k).contiguous() if k else x.new_empty((x.shape[:-1].numel(), 0))
+    out = run.on_tensor(rows, packed, bias, n, facts, given, activation, out_dtype)
+    return out.reshape(*x.shape[:-1], n)
+
+
+# ---- weights ----------------------------------------------------------------------------------------------------
+
+
+def prepacked(kernel, request):
+    """The tensor of a weight that a device kernel's operator takes, and its layout; made once."""
+    with _disable_current_modes():  # real memory, also where fake tensors are being traced
+        tensor, facts = kernel.run.prepacked(request)
+    return tensor, layout_of(kernel.run, facts)
+
+
+def _ready_on_device(self, index, dtype, backend, compute_dtype, activation, *quant):
+    """Finds the kernel that an eager call would take and makes its tensor, an attribute whose name is given back; the
+    layout has that name and ``_layout``. ``quant``: the fields of an InputQuant, or nothing.
+
+    "" where there is none: ``_refused_on_device`` then says why.
+    """
+    with _disable_current_modes():
+        try:
+            kernel, request = _chosen(self, index, dtype, backend, compute_dtype, activation, *quant)
+        except (ArgumentError, DTypeError, UnsupportedError) as e:
+            self.__dict__["_refused_on_device"] = str(e).replace(
+                "linear: ", "linear: under torch.compile: ", 1
+            )
+            return ""
+        name = f"_on_cuda_{index}_{kernel.run.name}_{dtype_name(request.x)}_{compute_dtype}"
+        self.__dict__[name], self.__dict__[name + "_layout"] = prepacked(kernel, request)
+    return name
+
+
+def _chosen(w, index, dtype, backend, compute_dtype, activation, *quant):
+    from .ops.linear import linear_request
+
+    with FakeTensorMode():
+        x = torch.empty((1, w.shape[1]), dtype=dtype, device=torch.device("cuda", index))
+    q = InputQuant(*quant) if quant else None
+    request = linear_request(x, w, None, activation, q, compute_dtype, None, backend)
+    return registry.pick(request), request
+
+
+# Run by Dynamo while it traces, not looked into: see _torch_ops.
+_ready_on_device._dynamo_marked_constant = True
+WeightFormat._ready_on_device = _ready_on_device
+
+
+def block_on_device(x, w, input_quant, compute_dtype, activation, backend):
+    """The tensor and layout of a weight for ``linear`` under torch.compile with x on a device."""
+    q = input_quant
+    quant = ()
+    if q is not None:  # what a kernel is chosen by; of a static scale only that there is one
+        scale = None if q.scale is None else 1.0
+        quant = q.bits, q.granularity, scale, q.signed, q.zero_point, q.power
+    name = w._ready_on_device(x.device.index, x.dtype, backend, compute_dtype, activation, *quant)
+    if not name:
+        raise UnsupportedError(w._refused_on_device)
+    return getattr(w, name), getattr(w, name + "_layout")
