@@ -23,15 +23,15 @@ VERSION = 1  # of the layouts
 RUNS = {run.name: run for run in (*cuda_linear.RUNS, *triton.RUNS)}
 
 
-def layout_of(run, facts):
-    return json.dumps([run.name, VERSION, facts])
+def layout_of(run, shape, facts):
+    return json.dumps([run.name, VERSION, shape, facts])
 
 
 @functools.lru_cache(maxsize=4096)
 def _described(op, layout):
-    """(run, facts) of a text."""
+    """(run, shape of the weight, facts) of a text."""
     try:
-        name, version, facts = json.loads(layout)
+        name, version, shape, facts = json.loads(layout)
         run = RUNS[name]
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"qkernels::{op}: layout is {layout!r}, of no kernel for a device.") from None
@@ -39,7 +39,7 @@ def _described(op, layout):
         raise ValueError(
             f"qkernels::{op}: layout is of {run.operator}, version {version}; accepted: {op}, version {VERSION}."
         )
-    return run, _tuples(facts)
+    return run, _tuples(shape), _tuples(facts)
 
 
 def _tuples(v):
@@ -48,8 +48,12 @@ def _tuples(v):
 
 def run_on_device(op, x, packed, bias, n, given, activation, out_dtype, layout):
     """An operator on CUDA tensors; ``given``: what it says of the activations, ``activation`` a number."""
-    run, facts = _described(op, layout)
-    k = x.shape[-1] if x.dim() else 0
+    run, shape, facts = _described(op, layout)
+    k = x.shape[-1]
+    if shape != (n, k):
+        raise ValueError(
+            f"qkernels::{op}: x is {tuple(x.shape)} and out_features {n}; the weight is {shape}."
+        )
     rows = x.reshape(-1, k).contiguous() if k else x.new_empty((x.shape[:-1].numel(), 0))
     out = run.on_tensor(rows, packed, bias, n, facts, given, activation, out_dtype)
     return out.reshape(*x.shape[:-1], n)
@@ -62,18 +66,27 @@ def prepacked(kernel, request):
     """The tensor of a weight that a device kernel's operator takes, and its layout; made once."""
     with _disable_current_modes():  # real memory, also where fake tensors are being traced
         tensor, facts = kernel.run.prepacked(request)
-    return tensor, layout_of(kernel.run, facts)
+    return tensor, layout_of(kernel.run, request.w.shape, facts)
 
 
-def _ready_on_device(self, index, dtype, backend, compute_dtype, activation, *quant):
+def _as_text(self):
+    """The fields of an InputQuant that a kernel is chosen by; of a static scale only that there is one.
+
+    What it returns is guarded all the same: the operators get the fields one by one.
+    """
+    scale = None if self.scale is None else 1.0
+    return json.dumps([self.bits, self.granularity, scale, self.signed, self.zero_point, self.power])
+
+
+def _ready_on_device(self, index, dtype, backend, compute_dtype, activation, quant):
     """Finds the kernel that an eager call would take and makes its tensor, an attribute whose name is given back; the
-    layout has that name and ``_layout``. ``quant``: the fields of an InputQuant, or nothing.
+    layout has that name and ``_layout``. ``quant``: ``_as_text`` of an InputQuant, or None.
 
     "" where there is none: ``_refused_on_device`` then says why.
     """
     with _disable_current_modes():
         try:
-            kernel, request = _chosen(self, index, dtype, backend, compute_dtype, activation, *quant)
+            kernel, request = _chosen(self, index, dtype, backend, compute_dtype, activation, quant)
         except (ArgumentError, DTypeError, UnsupportedError) as e:
             self.__dict__["_refused_on_device"] = str(e).replace(
                 "linear: ", "linear: under torch.compile: ", 1
@@ -84,29 +97,27 @@ def _ready_on_device(self, index, dtype, backend, compute_dtype, activation, *qu
     return name
 
 
-def _chosen(w, index, dtype, backend, compute_dtype, activation, *quant):
+def _chosen(w, index, dtype, backend, compute_dtype, activation, quant):
     from .ops.linear import linear_request
 
     with FakeTensorMode():
         x = torch.empty((1, w.shape[1]), dtype=dtype, device=torch.device("cuda", index))
-    q = InputQuant(*quant) if quant else None
+    q = None if quant is None else InputQuant(*json.loads(quant))
     request = linear_request(x, w, None, activation, q, compute_dtype, None, backend)
     return registry.pick(request), request
 
 
-# Run by Dynamo while it traces, not looked into: see _torch_ops.
-_ready_on_device._dynamo_marked_constant = True
+# Run by Dynamo while it traces, not looked into: see _torch_ops. Numbers that it holds for variable cannot be given to
+# them, hence the text.
+_ready_on_device._dynamo_marked_constant = _as_text._dynamo_marked_constant = True
+InputQuant._as_text = _as_text
 WeightFormat._ready_on_device = _ready_on_device
 
 
 def block_on_device(x, w, input_quant, compute_dtype, activation, backend):
     """The tensor and layout of a weight for ``linear`` under torch.compile with x on a device."""
-    q = input_quant
-    quant = ()
-    if q is not None:  # what a kernel is chosen by; of a static scale only that there is one
-        scale = None if q.scale is None else 1.0
-        quant = q.bits, q.granularity, scale, q.signed, q.zero_point, q.power
-    name = w._ready_on_device(x.device.index, x.dtype, backend, compute_dtype, activation, *quant)
+    quant = None if input_quant is None else input_quant._as_text()
+    name = w._ready_on_device(x.device.index, x.dtype, backend, compute_dtype, activation, quant)
     if not name:
         raise UnsupportedError(w._refused_on_device)
     return getattr(w, name), getattr(w, name + "_layout")

@@ -70,6 +70,7 @@ class _Compressed(nn.Module):
     """
 
     _QUANT = 3
+    _DEVICES = ("cpu",)  # where calls are prepared as soon as the buffers are there
 
     @property
     def weight(self):
@@ -116,9 +117,9 @@ class _Compressed(nn.Module):
 
         super()._apply(move, recurse)
         self._forget()
-        if self._on("cpu"):
-            # to_empty: what is wrong shows at the next call
-            with contextlib.suppress(FormatError, ArgumentError, UnsupportedError):
+        if any(map(self._on, self._DEVICES)):
+            # to_empty, fake tensors: what is wrong shows at the next call
+            with contextlib.suppress(FormatError, ArgumentError, DTypeError, UnsupportedError):
                 self._prepare()
         return self
 
@@ -143,7 +144,7 @@ class _Compressed(nn.Module):
         before = len(errors)
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
         self._forget()
-        if len(errors) == before and self._on("cpu"):
+        if len(errors) == before and any(map(self._on, self._DEVICES)):
             try:
                 self._prepare()
             except (ArgumentError, DTypeError, FormatError, UnsupportedError) as e:
@@ -197,6 +198,8 @@ class Linear(_Compressed):
         UnsupportedError: an input_quant with a weight that has no integers to multiply, such as a table that
             ``weight.int_table()`` has none for.
     """
+
+    _DEVICES = "cpu", "cuda"
 
     def __init__(self, weight, bias=None, input_quant=None, activation=None, out_dtype=None):
         super().__init__()

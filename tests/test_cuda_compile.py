@@ -3,6 +3,7 @@ operators' implementations for CUDA run on CPU tensors, and traced for fake CUDA
 """
 
 import json
+import sys
 
 import cuda_builds
 import numpy as np
@@ -45,6 +46,10 @@ CASES = {
             lambda r: qk.IntWeight.quantize(matrix(r), input_scale=r.uniform(0.5, 2, 96).astype(np.float32)),
         ),
         {"input_quant": qk.InputQuant(granularity="channel")},
+    ),
+    "int8 tensor": (
+        *("int8", lambda r: qk.IntWeight.quantize(matrix(r), 5)),
+        {"input_quant": qk.InputQuant(bits=6, granularity="tensor", signed=False)},
     ),
     "int4": ("int4", lambda r: qk.IntWeight.quantize(matrix(r), 4, 32), {"input_quant": Q}),
     "int4 unsigned": (
@@ -162,7 +167,7 @@ def test_wrong_arguments_of_an_operator_are_refused(emulated, on_emulator, case,
     _, name, args = arguments(x, make(rng), bias, **options)
     run, packed, layout = getattr(on_emulator, name), args[1], args[-1]
     expected = run(*args)
-    kind, version, facts = json.loads(layout)
+    kind, version, shape, facts = json.loads(layout)
     other = {"int8": "float", "int4": "float", "float": "int8", "signs": "int8"}[kind]
     changes = [
         *(
@@ -178,21 +183,24 @@ def test_wrong_arguments_of_an_operator_are_refused(emulated, on_emulator, case,
         *(
             {-1: ""},
             {-1: "[1, 2]"},
-            {-1: json.dumps(["int3", version, facts])},
-            {-1: json.dumps([kind, 2, facts])},
+            {-1: json.dumps(["int3", version, shape, facts])},
+            {-1: json.dumps([kind, 2, shape, facts])},
         ),
-        *({-1: json.dumps([other, version, facts])}, {-1: json.dumps([kind, version, facts[:-1]])}),
-        {-1: json.dumps([kind, version, ["x"] * len(facts)])},
+        *(
+            {-1: json.dumps([other, version, shape, facts])},
+            {-1: json.dumps([kind, version, shape, facts[:-1]])},
+        ),
+        {-1: json.dumps([kind, version, shape, ["x"] * len(facts)])},
     ]
     if kind in ("int4", "float"):
-        changes.append({-1: json.dumps([kind, version, [*facts[:-1], facts[-1][:5]]])})
+        changes.append({-1: json.dumps([kind, version, shape, [*facts[:-1], facts[-1][:5]]])})
     for change in changes:
         wrong = list(args)
         for place, value in change.items():
             wrong[place] = value
         with pytest.raises((TypeError, ValueError)):
             run(*wrong)
-            pytest.fail(f"{change} was accepted")
+            pytest.fail(f"{list(change)} was accepted")
     assert_same(run(*args), expected)
 
 
@@ -228,6 +236,8 @@ def test_dynamo_traces_every_core(traced, case, rng):
     core, make, options = CASES[case]
     mode, graphs, backend = traced
     w = make(rng)
+    layer = nn.Linear(w, None, options.get("input_quant"), "gelu", torch.float16)
+    layer._layout = None  # as _prepare leaves it on a device
     with mode:
         bias = torch.empty(24, device="cuda:0")
         f = torch.compile(
@@ -248,8 +258,6 @@ def test_dynamo_traces_every_core(traced, case, rng):
         )
         if "compute_dtype" in options:
             return
-        layer = nn.Linear(w, None, options.get("input_quant"), "gelu", torch.float16)
-        layer._layout = None  # as _prepare leaves it on a device
         y = torch.compile(layer, backend=backend, fullgraph=True)(torch.empty(3, 96, device="cuda:0"))
         assert (y.device, y.shape, y.dtype) == (torch.device("cuda:0"), (3, 24), torch.float16)
         assert json.loads(operators(graphs[-1])[0].args[-1])[0] == core
@@ -390,10 +398,11 @@ def test_a_remembered_call_makes_one_native_call(emulated, rng):
         assert counting.calls == ["scratch_bytes", "linear", "linear", "linear"]
 
 
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer")
 def test_public_calls_remember_on_a_device(traced, monkeypatch, rng):
     """qk.linear keeps the plan of whichever CUDA row took the call, and asks for it first."""
     kept, mode = [], traced[0]
-    monkeypatch.setattr("qkernels.ops.linear.observed", lambda torch, x: False)
+    monkeypatch.setattr(sys.modules["qkernels.ops.linear"], "observed", lambda torch, x: False)
     monkeypatch.setattr(cuda_linear, "keep_plan", lambda run, r, options: kept.append((run.name, options)))
     monkeypatch.setattr(cuda_linear.Linear, "__call__", lambda self, r: self.name)
     for case, (core, make, options) in CASES.items():
