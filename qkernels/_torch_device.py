@@ -5,14 +5,16 @@ A text, since Dynamo would guard numbers one by one, and make symbols of them wh
 Nothing of the tensor is read here: that would wait for the device.
 """
 
+import contextlib
 import functools
 import json
+import math
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from . import cuda_linear, registry
+from . import cuda, cuda_linear, registry
 from . import triton_backend as triton
 from .cpu import dtype_name
 from .errors import ArgumentError, DTypeError, UnsupportedError
@@ -78,7 +80,15 @@ def _as_text(self):
     return json.dumps([self.bits, self.granularity, scale, self.signed, self.zero_point, self.power])
 
 
-def _ready_on_device(self, index, dtype, backend, compute_dtype, activation, quant):
+def _differs_by_tokens(self, *asked):
+    """Whether another kernel is chosen for few tokens than for many: compiled code is then made for either."""
+    with _disable_current_modes(), contextlib.suppress(ArgumentError, DTypeError, UnsupportedError):
+        few, many = (_chosen(self, rows, *asked)[0] for rows in (1, cuda.FEW + 1))
+        return few is not many
+    return False
+
+
+def _ready_on_device(self, rows, index, dtype, backend, compute_dtype, activation, quant):
     """Finds the kernel that an eager call would take and makes its tensor, an attribute whose name is given back; the
     layout has that name and ``_layout``. ``quant``: ``_as_text`` of an InputQuant, or None.
 
@@ -86,7 +96,7 @@ def _ready_on_device(self, index, dtype, backend, compute_dtype, activation, qua
     """
     with _disable_current_modes():
         try:
-            kernel, request = _chosen(self, index, dtype, backend, compute_dtype, activation, quant)
+            kernel, request = _chosen(self, rows, index, dtype, backend, compute_dtype, activation, quant)
         except (ArgumentError, DTypeError, UnsupportedError) as e:
             self.__dict__["_refused_on_device"] = str(e).replace(
                 "linear: ", "linear: under torch.compile: ", 1
@@ -97,11 +107,11 @@ def _ready_on_device(self, index, dtype, backend, compute_dtype, activation, qua
     return name
 
 
-def _chosen(w, index, dtype, backend, compute_dtype, activation, quant):
+def _chosen(w, rows, index, dtype, backend, compute_dtype, activation, quant):
     from .ops.linear import linear_request
 
     with FakeTensorMode():
-        x = torch.empty((1, w.shape[1]), dtype=dtype, device=torch.device("cuda", index))
+        x = torch.empty((rows, w.shape[1]), dtype=dtype, device=torch.device("cuda", index))
     q = None if quant is None else InputQuant(*json.loads(quant))
     request = linear_request(x, w, None, activation, q, compute_dtype, None, backend)
     return registry.pick(request), request
@@ -109,15 +119,19 @@ def _chosen(w, index, dtype, backend, compute_dtype, activation, quant):
 
 # Run by Dynamo while it traces, not looked into: see _torch_ops. Numbers that it holds for variable cannot be given to
 # them, hence the text.
-_ready_on_device._dynamo_marked_constant = _as_text._dynamo_marked_constant = True
+for _f in (_as_text, _differs_by_tokens, _ready_on_device):
+    _f._dynamo_marked_constant = True
 InputQuant._as_text = _as_text
+WeightFormat._differs_by_tokens = _differs_by_tokens
 WeightFormat._ready_on_device = _ready_on_device
 
 
 def block_on_device(x, w, input_quant, compute_dtype, activation, backend):
     """The tensor and layout of a weight for ``linear`` under torch.compile with x on a device."""
     quant = None if input_quant is None else input_quant._as_text()
-    name = w._ready_on_device(x.device.index, x.dtype, backend, compute_dtype, activation, quant)
+    asked = x.device.index, x.dtype, backend, compute_dtype, activation, quant
+    many = w._differs_by_tokens(*asked) and math.prod(x.shape[:-1]) > cuda.FEW
+    name = w._ready_on_device(cuda.FEW + 1 if many else 1, *asked)
     if not name:
         raise UnsupportedError(w._refused_on_device)
     return getattr(w, name), getattr(w, name + "_layout")

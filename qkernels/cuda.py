@@ -24,6 +24,9 @@ except ImportError as _error:
 else:
     _why_missing = None
 
+# Tokens: where rows of ``linear`` for one weight differ by their number, they do so here. Remembered calls and compiled
+# code hold what was chosen on either side.
+FEW = 16
 CAPABILITY = (8, 0)  # the least: mma.sync on int8 with 32 k, cp.async
 
 

@@ -92,17 +92,19 @@ def keep_plan(run, r, options):
     plans = r.w.__dict__.setdefault("_cuda_plans", {})
     if len(plans) > 64:
         plans.clear()
-    plans[options, r.x.get_device()] = run.plan(r)
+    plans[options, r.x.get_device(), r.m <= cuda.FEW] = run.plan(r)
 
 
 def same_as_before(x, w, bias, options):
     """``linear`` on a CUDA tensor where a call with these options was checked before, else None."""
+    shape = x.shape
     try:
-        plan = w.__dict__["_cuda_plans"][options, x.get_device()]
-    except (AttributeError, KeyError, TypeError):  # not a weight, a first call, options that no call takes
-        return None
-    shape, (n, k) = x.shape, plan.shape
-    if not shape or shape[-1] != k or not x.is_contiguous() or x.is_neg():
+        m = x.numel() // shape[-1]
+        plan = w.__dict__["_cuda_plans"][options, x.get_device(), m <= cuda.FEW]
+    except (AttributeError, IndexError, KeyError, TypeError, ZeroDivisionError):
+        return None  # not a weight, a first call, options or shapes that no such call takes
+    n, k = plan.shape
+    if shape[-1] != k or not x.is_contiguous() or x.is_neg():
         return None
     at = 0
     if bias is not None:
@@ -113,4 +115,4 @@ def same_as_before(x, w, bias, options):
         if bias.shape != (n,) or bias.get_device() != x.get_device():
             return None
         at = bias.data_ptr()
-    return plan.run(x, x.numel() // k, k, shape[:-1], x.data_ptr(), at)
+    return plan.run(x, m, k, shape[:-1], x.data_ptr(), at)

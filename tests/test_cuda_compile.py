@@ -280,6 +280,54 @@ def test_compiled_code_follows_its_weight(traced, rng):
     assert len(said) == 4  # two of the weights differ in nothing but their codes
 
 
+@pytest.fixture
+def by_tokens():
+    """A row for few tokens alone, before the others: int4 for a weight that int8 takes."""
+    rows = registry._rows_of["linear"]
+    few = lambda r: "x has many tokens" if r.m > cuda.FEW else cuda.refuses_quant(r)  # noqa: E731
+    rows.insert(
+        0, registry.Kernel("linear", "IntWeight", "cuda", None, "gemm", few, cuda_linear.INT4, tag="few")
+    )
+    yield
+    del rows[0]
+
+
+def test_few_tokens_may_have_a_kernel_of_their_own(traced, by_tokens, rng):
+    """Compiled code is made once for either side, and for a weight that has one kernel for both, once."""
+    mode, graphs, backend = traced
+    w, other = qk.IntWeight.quantize(matrix(rng), 4, 96), qk.BinaryWeight.quantize(matrix(rng))
+    with mode:
+        f = torch.compile(
+            lambda x: qk.linear(x, w, input_quant=Q), backend=backend, fullgraph=True, dynamic=True
+        )
+        for rows in (3, 16, 17, 400, 5):
+            f(torch.empty(rows, 96, device="cuda:0"))
+        assert [json.loads(operators(g)[0].args[-1])[0] for g in graphs] == ["int4", "int8"]
+        del graphs[:]
+        g = torch.compile(
+            lambda x: qk.linear(x, other, input_quant=SIGNS), backend=backend, fullgraph=True, dynamic=True
+        )
+        for rows in (3, 16, 17, 400):
+            g(torch.empty(rows, 96, device="cuda:0"))
+        assert len(graphs) == 1
+
+
+def test_a_remembered_call_is_that_of_its_number_of_tokens(emulated, by_tokens, rng):
+    w = qk.IntWeight.quantize(matrix(rng), 4, 96)
+    for m, name in ((3, "INT4"), (40, "INT8"), (16, "INT4"), (17, "INT8")):
+        x = torch.from_numpy(matrix(rng, m))
+        key = x.dtype, None, Q, None, None, None
+        if m in (3, 40):
+            assert cuda_linear.same_as_before(x, w, None, key) is None
+            request = linear_request(x, w, input_quant=Q, backend="cuda")
+            cuda_linear.keep_plan(registry.pick(request).run, request, key)
+        plan = w._cuda_plans[key, -1, m <= cuda.FEW]
+        assert type(plan._weight).__name__ == {"INT4": "Int4Weight", "INT8": "Int8Weight"}[name]
+        assert_same(
+            cuda_linear.same_as_before(x, w, None, key), qk.linear(x, w, input_quant=Q, backend="reference")
+        )
+
+
 @each_case
 def test_make_fx_sees_the_operator(traced, case, rng):
     core, make, options = CASES[case]
@@ -391,7 +439,7 @@ def test_a_remembered_call_makes_one_native_call(emulated, rng):
         key = x.dtype, None, options.get("input_quant"), options.get("compute_dtype"), None, None
         request = linear_request(x, w, backend="cuda", **options)
         cuda_linear.keep_plan(registry.pick(request).run, request, key)
-        plan = w._cuda_plans[key, -1]
+        plan = w._cuda_plans[key, -1, True]
         plan._weight = counting = Counting(plan._weight)
         for _ in range(3):
             cuda_linear.same_as_before(x, w, None, key)
@@ -412,6 +460,6 @@ def test_public_calls_remember_on_a_device(traced, monkeypatch, rng):
         assert qk.linear(x, w, **options) == core
         assert kept[-1][0] == core and kept[-1][1][0] is torch.float32, case
         w.__dict__["_cuda_plans"] = {
-            (kept[-1][1], 0): type("Kept", (), {"shape": w.shape, "run": lambda *a: "kept"})()
+            (kept[-1][1], 0, True): type("Kept", (), {"shape": w.shape, "run": lambda *a: "kept"})()
         }
         assert qk.linear(x, w, **options) == "kept"

@@ -45,7 +45,8 @@ class Arrays:
         by_group = u.groups, n
         width = 256 if u.planes == 1 else 16
         tables = (16,), (1, width), (n, width), (n * u.groups, width)
-        expected = {"codes": (n, u.units * u.words), "w_zero": (n,), "input_scale": (k,)}.get(name, by_group)
+        expected = {"codes": (n, u.units * u.words), "w_zero": (n,)}.get(name, by_group)
+        expected = (k,) if name.startswith("input_") else expected
         if name not in _ARRAYS or shape not in (tables if name == "table" else (expected,)) or u.k != k:
             raise ValueError(f"packed: {name} is {shape}, of a weight {self.shape} in {u}.")
 
