@@ -101,9 +101,9 @@ def on_emulator():
     library._destroy()
 
 
-def arguments(x, w, bias=None, activation=None, **options):
+def arguments(x, w, bias=None, activation=None, backend="cuda", **options):
     """What a traced call passes to the operator on a device, and that operator's name."""
-    request = linear_request(x, w, bias, activation, backend="cuda", **options)
+    request = linear_request(x, w, bias, activation, backend=backend, **options)
     kernel, seen = registry.pick(request), []
 
     class Operators:
