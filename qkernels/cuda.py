@@ -178,17 +178,17 @@ class Core:
 
         return kept_on(w, f"_cuda_{self.name}", where, make)
 
-    def view(self, tensor, n, k, facts):
-        """The native view of what ``tensor`` made."""
+    def view(self, tensor, n, k, facts, owner=None):
+        """The native view of what ``tensor`` made; it keeps ``owner`` alive."""
         kind = getattr(native, self.kind)
-        return kind(index_of(tensor), tensor.data_ptr(), tensor.numel(), tensor, n, k, *facts)
+        return kind(index_of(tensor), tensor.data_ptr(), tensor.numel(), owner, n, k, *facts)
 
     def weight(self, w, where):
         """The native view of a weight on a device."""
 
         def make():
             tensor, facts = self.tensor(w, where)
-            return self.view(tensor, *w.matrix_shape, facts)
+            return self.view(tensor, *w.matrix_shape, facts, tensor)
 
         return kept_on(w, f"_cuda_{self.name}_native", where, make)
 

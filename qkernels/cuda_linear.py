@@ -71,12 +71,19 @@ class Linear:
         """The tensor and the facts that ``on_tensor`` takes."""
         return self.core.tensor(r.w, r.x.device)
 
-    def on_tensor(self, x, packed, bias, n, facts, given, activation, out_type):
-        """(m, n) from contiguous rows (m, K) and a prepacked tensor; ``given`` as in Core, ``activation`` a number."""
-        m, k = x.shape
-        weight = self.core.view(packed, n, k, facts)
-        plan = Plan(self.core, weight, (n, k), facts, dtype_name(x), given, activation, out_type)
-        return plan.run(x, m, k, (m,), address(x), address(bias))
+    def on_tensor(self, packed, shape, facts, x_name, given, activation, out_type):
+        """What computes (..., N) from x (..., K) and a bias, or None, on a prepacked tensor that outlives it.
+
+        given: as in Core; activation: its number.
+        """
+        weight, k = self.core.view(packed, *shape, facts), shape[1]
+        plan = Plan(self.core, weight, shape, facts, x_name, given, activation, out_type)
+
+        def call(x, bias):
+            x, batch = x.contiguous(), x.shape[:-1]
+            return plan.run(x, batch.numel(), k, batch, address(x), address(bias))
+
+        return call
 
 
 INT8, INT4 = Linear(cuda.INT8), Linear(cuda_int4.INT4)

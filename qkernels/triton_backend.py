@@ -103,16 +103,22 @@ class Linear:
         arrays = self.arrays(r)
         return arrays.block, arrays.facts
 
-    def on_tensor(self, x, packed, bias, n, facts, given, activation, out_type):
-        """(m, n) from contiguous rows (m, K) and a prepacked tensor; ``activation`` a number."""
+    def on_tensor(self, packed, shape, facts, x_name, given, activation, out_type):
+        """What computes (..., N) from x (..., K) and a bias, or None, on a prepacked tensor; activation: its number."""
         from .triton_kernels.device import Arrays
 
         arrays, torch = Arrays(packed, facts), sys.modules["torch"]
-        if arrays.shape != (n, x.shape[1]):
-            raise ValueError(f"packed is of a weight {arrays.shape}, not {(n, x.shape[1])}.")
-        out = torch.empty((x.shape[0], n), dtype=out_type, device=x.device)
-        with _current(x):
-            return self.product(x, arrays, self.how_given(given, arrays), bias, NAMES[activation], out)
+        if arrays.shape != shape:
+            raise ValueError(f"packed is of a weight {arrays.shape}, not {shape}.")
+        how, name = self.how_given(given, arrays), NAMES[activation]
+
+        def call(x, bias):
+            rows = x.reshape(x.shape[:-1].numel(), shape[1]).contiguous()
+            out = torch.empty((rows.shape[0], shape[0]), dtype=out_type, device=x.device)
+            with _current(x):
+                return self.product(rows, arrays, how, bias, name, out).reshape(*x.shape[:-1], shape[0])
+
+        return call
 
 
 class IntLinear(Linear):

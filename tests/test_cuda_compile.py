@@ -4,6 +4,7 @@ operators' implementations for CUDA run on CPU tensors, and traced for fake CUDA
 
 import json
 import sys
+import weakref
 
 import cuda_builds
 import numpy as np
@@ -149,6 +150,26 @@ def test_operators_give_the_bits_of_linear(emulated, on_emulator, case, rng):
             fakes = [mode.from_tensor(a) if torch.is_tensor(a) else a for a in args]
             fake = getattr(torch.ops.qkernels, name)(*fakes)
         assert (fake.shape, fake.stride(), fake.dtype) == (y.shape, y.stride(), y.dtype)
+
+
+def test_what_an_operator_keeps_goes_with_its_tensor(emulated, on_emulator, rng):
+    """One view of a prepacked tensor serves its calls, follows its memory, and is gone with it."""
+    w, x = CASES["float"][1](rng), torch.from_numpy(matrix(rng, 3))
+    _, name, args = arguments(x, w)
+    run, packed = getattr(on_emulator, name), args[1].clone()
+    expected = run(*args)
+    for _ in range(3):
+        assert_same(run(x, packed, *args[2:]), expected)
+    assert len(packed._qkernels_calls) == 1
+    packed.set_(torch.cat([args[1], args[1]])[args[1].numel() :].clone())
+    assert_same(run(x, packed, *args[2:]), expected)
+    assert len(packed._qkernels_calls) == 2
+    packed.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="has no memory"):
+        run(x, packed, *args[2:])
+    gone = weakref.ref(packed)
+    del packed
+    assert gone() is None
 
 
 @each_case

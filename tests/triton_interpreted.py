@@ -511,7 +511,12 @@ def test_a_tensor_that_does_not_fit_its_layout_is_refused(rng):
         with pytest.raises((TypeError, ValueError, AttributeError, RuntimeError)):
             call(packed, json.dumps([name, version, shape, wrong]))
             pytest.fail(f"{wrong} was accepted")
-    for tensor, change in ((packed[:-256], {}), (packed, {"x": x[:, :69]}), (packed, {"n": 32})):
+    for tensor, change in (
+        (packed[:-256], {}),
+        (packed, {"x": x[:, :69]}),
+        (packed, {"n": 32}),
+        (packed.clone()[:256], {}),
+    ):
         with pytest.raises(ValueError):
             call(tensor, layout, **change)
     assert_same(call(packed, layout), good)

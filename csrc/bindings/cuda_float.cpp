@@ -55,7 +55,7 @@ void bind_cuda_float(py::module_& m) {
             Weight w{{}, device, std::move(owner)};
             w.view.layout = qk::cuda::float_layout(n, k, group, half_scales, has_offset, has_input_scale);
             require(data % 16 == 0 && bytes == w.view.layout.total_bytes,
-                    "FloatWeight: not a prepacked weight of this shape: make it with qkernels.cuda_float.packed");
+                    "FloatWeight: not a prepacked weight of this shape");
             w.view.base = pointer<char>(data);
             w.view.has_offset = has_offset;
             w.view.has_input_scale = has_input_scale;
