@@ -348,6 +348,11 @@ def linear_traced(kernel, r):
     """A checked call, r an ops.Request, as an operator: what tracers and dispatch modes see of an eager call."""
     o, on_device = r.options, r.x.device.type != "cpu"
     q, compute = o["input_quant"], o.get("compute_dtype")
+    if not isinstance(o["activation"], str | None):
+        raise UnsupportedError(
+            f"linear: activation is a {type(o['activation']).__name__} where operators are traced; accepted: None, "
+            "'relu', 'relu6', 'gelu', 'silu'."
+        )
     if compute == "bfloat16" and r.x.dtype is torch.float16:
         raise UnsupportedError(
             "linear: compute_dtype is 'bfloat16' with a float16 x where operators are traced; accepted: None, "
