@@ -301,6 +301,28 @@ def test_compiled_code_follows_its_weight(traced, rng):
     assert len(said) == 4  # two of the weights differ in nothing but their codes
 
 
+def test_any_input_quant_is_followed(traced, rng):
+    """One made in the compiled function, and one that is its argument, whose numbers Dynamo holds for variable."""
+    mode, graphs, backend = traced
+    w = CASES["int8 zero points"][1](rng)
+    quants = Q, qk.InputQuant(bits=6), qk.InputQuant(bits=5, signed=False)
+    quants += tuple(
+        qk.InputQuant(granularity="tensor", scale=s, zero_point=z) for s in (0.1, 0.2) for z in (3, 4)
+    )
+    with mode:
+        x = torch.empty(3, 96, device="cuda:0")
+        inside = lambda x: qk.linear(x, w, input_quant=qk.InputQuant(bits=6))  # noqa: E731
+        assert torch.compile(inside, backend=backend, fullgraph=True)(x).shape == (3, 24)
+        assert operators(graphs[-1])[0].args[4:9] == (0, 6, True, 1.0, 0)
+        f = torch.compile(lambda x, q: qk.linear(x, w, input_quant=q), backend=backend, fullgraph=True)
+        for q in quants:
+            assert f(x, q).shape == (3, 24)
+            mode_number, bits, signed, _, zero_point = operators(graphs[-1])[0].args[4:9]
+            assert (mode_number, signed) == qk.cpu.quant_numbers(q)[:3:2]
+            assert not isinstance(bits, int) or bits == q.bits
+            assert not isinstance(zero_point, int) or zero_point == (q.zero_point or 0)
+
+
 @pytest.fixture
 def by_tokens():
     """A row for few tokens alone, before the others: int4 for a weight that int8 takes."""
