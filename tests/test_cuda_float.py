@@ -169,7 +169,7 @@ def test_plans(forwards):
     assert plans[1][2:] == (1, 256) and plans[16][2:] == (6, 64)
     assert forwards.plan_float(100, 64, 64, 0, 0, 132)[:2] == (4, 32)  # float32: always on CUDA cores
     forwards.force_float("cuda_cores")
-    assert [p[:2] for p in plans_of(1, 2, 3, 5).values()] == [(1, 32), (2, 32), (4, 32), (8, 32)]
+    assert [p[:2] for p in plans_of(1, 2, 3, 5).values()] == [(1, 32), (4, 32), (4, 32), (8, 32)]
     forwards.force_float("tiles")
     assert [p[:2] for p in plans_of(1, 8, 64).values()] == [(8, 128), (8, 128), (64, 128)]
     with pytest.raises(ValueError, match="accepted: any, cuda_cores, tiles"):

@@ -269,7 +269,7 @@ FloatPlan plan_float(int64_t m, const FloatLayout& w, DType x_type, int multipro
     FloatPlan p{};
     const FloatChoice choice = forced;
     if (x_type == DType::f32 || (m <= kGemvTokens && choice == FloatChoice::cuda_cores)) {
-        p.tokens = m <= 1 ? 1 : (m <= 2 ? 2 : kGemvTokens);
+        p.tokens = m <= 1 ? 1 : kGemvTokens;
         p.channels = kGemvChannels;
     } else if (m <= 8 && choice != FloatChoice::tiles) {
         p.tokens = 8;
