@@ -20,7 +20,7 @@ namespace qk::cuda {
 
 namespace {
 
-constexpr int kWarps = 8, kRows = kGemvChannels / kFloatN;
+constexpr int kWarps = 8, kRows = kGemvChannels / kFloatN, kAhead = 3;
 constexpr int kPitch = kGemvChannels + 4;  // of sums: pairs of tokens x 8 channels hit 32 banks
 
 __device__ __forceinline__ float2 pair_of(uint32_t two, f16) {
@@ -85,8 +85,9 @@ __device__ __forceinline__ void decode_floats(const GemmFloat& g, uint32_t word,
 
 // Scales of channels g and g + 8, as they are stored: what converts them waits for them.
 __device__ __forceinline__ uint2 load_scales(const char* at, int bytes) {
-    if (bytes == 4) return __ldg(reinterpret_cast<const uint2*>(at));
-    return make_uint2(__ldg(reinterpret_cast<const uint32_t*>(at)), 0);
+    const auto* word = reinterpret_cast<const uint32_t*>(at);
+    return make_uint2(__ldg(word),
+                      bytes == 4 ? __ldg(word + 1) : 0);  // one register has one load, which waits for none
 }
 __device__ __forceinline__ float2 scales_of(uint2 stored, int bytes) {
     const float2 half = pair_of(stored.x, f16{});
@@ -95,11 +96,10 @@ __device__ __forceinline__ float2 scales_of(uint2 stored, int bytes) {
 
 // The codes and scales of a warp, 64 k at a time, every kWarps-th: loaded kAhead blocks before they are multiplied.
 // Addresses and groups advance: multiplications and divisions would cost as much as a quarter of the products.
-// UNITS: of scales in 64 k. 0: known at run time, 1 or, where scales are not loaded ahead, 2 or 4.
+// UNITS: of scales in 64 k; 0: known at run time. One or two are loaded ahead as well, four would leave registers.
 template <int UNITS>
 struct Codes {
-    static constexpr int kScales = UNITS == 0 ? 1 : UNITS;
-    static constexpr int kAhead = UNITS == 4 ? 2 : 3;  // a third block of so many scales would leave registers
+    static constexpr int kScales = UNITS == 2 ? 2 : 1;
     struct Block {
         uint4 word[kRows];
         uint2 scale[kScales][kRows];
@@ -140,9 +140,9 @@ struct Codes {
                 b.word[r] = load_stream(codes[r]);
                 codes[r] += kWarps * kFloatBytes;
             }
-            if constexpr (kScales > 1) {
+            if constexpr (UNITS == 2) {
 #pragma unroll
-                for (int u = 0; u < kScales; ++u) scales_at(group_at(next, u), b.scale[u]);
+                for (int u = 0; u < 2; ++u) scales_at(group_at(next, u), b.scale[u]);
             } else if (units == 1) {
                 scales_at(group, b.scale[0]);
                 group += group_step;
@@ -235,7 +235,6 @@ __global__ void __launch_bounds__(32 * kWarps,
     float acc[kRows][2][kColumns] = {}, total[kRows][2][kColumns] = {};
     using Block = typename Codes<UNITS>::Block;
     Codes<UNITS> stream(g, tile, begin + warp, end, lane);
-    constexpr int kAhead = Codes<UNITS>::kAhead;
     Block ahead[kAhead];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) stream.load(ahead[i]);
@@ -273,6 +272,12 @@ __global__ void __launch_bounds__(32 * kWarps,
     };
     auto multiply = [&](const Block& b, int block) {
         Activations<Float> xs[Products::kRows];
+        uint2 scale[4][kRows];
+        if (UNITS != 2 && stream.units >= 2) {
+#pragma unroll
+            for (int u = 0; u < 4; ++u)
+                if (u < stream.units) stream.scales_at(stream.group_at(block, u), scale[u]);
+        }
 #pragma unroll
         for (int s = 0; s < 4; ++s) {
             if (s % 2 == 0) {
@@ -284,15 +289,12 @@ __global__ void __launch_bounds__(32 * kWarps,
                 const uint4& c = b.word[r];
                 Products::template add<D>(g, s == 0 ? c.x : (s == 1 ? c.y : (s == 2 ? c.z : c.w)), s % 2, xs, acc[r]);
             }
-            if (stream.units == 4 || (stream.units == 2 && s % 2 == 1)) {
-                const int unit = stream.units == 4 ? s : s / 2;
-                if constexpr (UNITS > 0) {
-                    add_unit(b.scale[unit % UNITS]);
-                } else {
-                    uint2 scale[kRows];
-                    stream.scales_at(stream.group_at(block, unit), scale);
-                    add_unit(scale);
-                }
+            if constexpr (UNITS == 2) {
+                if (s % 2 == 1) add_unit(b.scale[s / 2]);
+            } else if (stream.units == 4) {
+                add_unit(scale[s]);
+            } else if (stream.units == 2 && s % 2 == 1) {
+                add_unit(scale[s / 2]);
             }
         }
         if (stream.units == 1 && l.units != 0) add_unit(b.scale[0]);
