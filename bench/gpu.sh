@@ -2,6 +2,7 @@
 # Everything that needs a GPU, on a bare machine with nvcc, torch, pytest, numpy, pybind11, cmake, ninja and no network:
 #   bench/gpu.sh [build] [test] [sanitize] [bench]      all of them by default, in this order
 # A step that fails does not stop the next; the exit status says whether one did. OUT: where results go.
+# COMMIT: what is measured, where the tree has no .git.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}

@@ -80,4 +80,5 @@ def emulate(monkeypatch, schedule=0):
     monkeypatch.setattr(cuda, "native", module)
     monkeypatch.setattr(cuda, "_known", {})
     module.set_schedule(schedule)
+    module.force_float("any")
     return module
