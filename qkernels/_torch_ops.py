@@ -353,7 +353,7 @@ def linear_traced(kernel, r):
             f"linear: activation is a {type(o['activation']).__name__} where operators are traced; accepted: None, "
             "'relu', 'relu6', 'gelu', 'silu'."
         )
-    if compute == "bfloat16" and r.x.dtype is torch.float16:
+    if on_device and compute == "bfloat16" and r.x.dtype is torch.float16:
         raise UnsupportedError(
             "linear: compute_dtype is 'bfloat16' with a float16 x where operators are traced; accepted: None, "
             "'float32'."

@@ -165,7 +165,7 @@ class FloatLinear(Linear):
 @functools.lru_cache(maxsize=1024)
 def quant_of(mode, bits, signed, scale, zero_point, power):
     """The InputQuant of which cpu.quant_numbers says this."""
-    granularity = ("token", "tensor", "tensor", "channel")[mode]
+    granularity = {0: "token", 1: "tensor", 2: "tensor", 3: "channel"}.get(mode)
     static = {"scale": scale, "zero_point": zero_point or None} if mode == 2 else {}
     return InputQuant(bits, granularity, signed=signed, power=0.5 if power else None, **static)
 
