@@ -172,6 +172,35 @@ def test_what_an_operator_keeps_goes_with_its_tensor(emulated, on_emulator, rng)
     assert gone() is None
 
 
+def test_what_an_operator_keeps_answers_for_its_arguments_alone(emulated, on_emulator, rng):
+    """One tensor, called with arguments that differ from one another in one place each."""
+    static = {"granularity": "tensor", "scale": 0.1, "zero_point": 3}
+    usual = {"input_quant": qk.InputQuant(**static), "activation": "relu", "out_dtype": None}
+    quants = [
+        static | change for change in ({"scale": 0.2}, {"zero_point": 5}, {"bits": 5}, {"signed": False})
+    ]
+    changes = [{}, *({"input_quant": qk.InputQuant(**q)} for q in quants)]
+    changes += [{"activation": None}, {"out_dtype": torch.float16}, {"dtype": torch.float16}]
+    floats, few = {"activation": "relu", "compute_dtype": None}, {"activation": "relu", "input_quant": SIGNS}
+    one = {"input_quant": qk.InputQuant(bits=1, granularity="tensor", scale=0.5)}
+    for make, calls in (
+        (CASES["int8"][1], [usual | c for c in changes]),
+        (
+            CASES["float"][1],
+            [floats | c for c in ({}, {"compute_dtype": "float32"}, {"dtype": torch.bfloat16})],
+        ),
+        (CASES["signs"][1], [few | c for c in ({}, one, {"activation": "silu"})]),
+    ):
+        w, tensors = make(rng), set()
+        for options in calls:
+            x = torch.from_numpy(matrix(rng, 3)).to(options.pop("dtype", torch.float32))
+            _, name, args = arguments(x, w, **options)
+            assert_same(getattr(on_emulator, name)(*args), qk.linear(x, w, backend="cuda", **options))
+            tensors.add(args[1])
+        (packed,) = tensors
+        assert len(packed._qkernels_calls) == len(calls)
+
+
 @each_case
 def test_opcheck(emulated, on_emulator, case, rng):
     _, make, options = CASES[case]
