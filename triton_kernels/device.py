@@ -58,18 +58,15 @@ class Arrays:
             value = getattr(layout, name, None)
             if value is not None:
                 t = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-                t = t.contiguous()
+                tensors.append(t)
                 parts.append((name, str(t.dtype).removeprefix("torch."), tuple(t.shape), at))
-                tensors.append(
-                    (at, t.view(-1).view(torch.uint8) if t.numel() else t.new_empty(0, dtype=torch.uint8))
-                )
                 at += -(-t.numel() * t.element_size() // ALIGN) * ALIGN
-        block = torch.zeros(at, dtype=torch.uint8)
-        for start, t in tensors:
-            block[start : start + t.numel()] = t
-        u = layout.units
+        u, block = layout.units, torch.zeros(max(at, ALIGN), dtype=torch.uint8)
         units = tuple(getattr(u, f.name) for f in fields(u))
         facts = units, tuple(layout.shape), bool(layout.square), tuple(parts)
+        here = cls(block, facts)
+        for t, (name, *_) in zip(tensors, parts, strict=True):
+            getattr(here, name).copy_(t)
         return cls(upload(block.numpy(), device), facts)
 
     @property
