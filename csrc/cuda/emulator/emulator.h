@@ -3,7 +3,7 @@
 // The threads of a block are fibers on one OS thread, blocks run one after the other. An operation of a whole warp
 // (mma, ldmatrix, shuffles), of a warpgroup or of the block stops each thread until all are there; the last one then
 // computes for all of them. What a GPU would leave undefined shows:
-//   - shared memory starts as 0xCD bytes, so does what an asynchronous copy writes until the copy is waited for;
+//   - shared memory starts as 0xFF bytes (NaN), so does what an asynchronous copy writes until the copy is waited for;
 //   - an address that an instruction needs aligned is checked, and so are the ends of shared memory;
 //   - the same for bulk copies, until a thread waits for their barrier, and for products of a warpgroup, whose
 //   registers
@@ -67,7 +67,7 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 namespace qk::cuda::emulator {
 
 inline constexpr int kWarp = 32;
-inline constexpr unsigned char kPoison = 0xCD;
+inline constexpr unsigned char kPoison = 0xFF;  // NaN as a float of any size
 
 struct Copy {  // an asynchronous copy that has not been carried out: `bytes` from source, then zeros up to `size`
     char* to;
