@@ -395,6 +395,10 @@ def mutants(tmp_path_factory):
     for old, new in MUTANTS.values():
         assert source.count(old) == 1, old
         copies.append(source.replace(old, new))
+    # Not wrong: clusters of four.
+    copies.append(
+        source.replace("launch_tile<TOKENS, 2>", "launch_tile<TOKENS, 4>").replace("plan.blocks", "4")
+    )
     text = "".join(
         c.replace("namespace qk::cuda {", f"namespace qk::cuda::mutant{i} {{") for i, c in enumerate(copies)
     )
@@ -420,9 +424,10 @@ def run_mutant(library, number, schedule, rng):
     return error or (out, x.astype(np.int32) @ w.astype(np.int32).T)
 
 
-def test_the_kernel_itself_is_right(mutants, rng):
+@pytest.mark.parametrize("number", [0, 1 + len(MUTANTS)], ids=["pairs", "fours"])
+def test_the_kernel_itself_is_right(mutants, number, rng):
     for schedule in SCHEDULES:
-        got = run_mutant(mutants, 0, schedule, rng)
+        got = run_mutant(mutants, number, schedule, rng)
         assert not isinstance(got, str), got
         assert_same(*got)
 
