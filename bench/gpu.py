@@ -250,7 +250,10 @@ def measure(layer, m, rounds, bandwidth):
             ready.append(make())
         except Exception as e:  # another library's refusal is a result too
             rows.append({"name": name, **shape, "skipped": f"{type(e).__name__}: {e}"[:300]})
-            torch.cuda.synchronize()
+            with contextlib.suppress(
+                RuntimeError
+            ):  # a fault of the device stays: the rows after it say so, too
+                torch.cuda.synchronize()
     for i in range(rounds + 3):
         for c in ready:
             c.sample()
@@ -342,19 +345,22 @@ def show(row):
 
 def surroundings():
     """What a figure depends on besides the code, and the code's commit."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    smi = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader"]
-    try:
-        driver = subprocess.run(smi, capture_output=True, text=True).stdout.strip()
-    except FileNotFoundError:
-        driver = None
+
+    def said(*command):
+        try:
+            return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() or None
+        except FileNotFoundError:
+            return None
+
     return {
         "device": torch.cuda.get_device_name(),
         "capability": torch.cuda.get_device_capability(),
-        "driver": driver,
+        "driver": said(
+            "nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader"
+        ),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "commit": os.environ.get("COMMIT") or git.stdout.strip() or None,
+        "commit": os.environ.get("COMMIT") or said("git", "rev-parse", "HEAD"),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 

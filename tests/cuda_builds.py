@@ -41,6 +41,7 @@ def configuration(kind, folder):
     ]
     command += [
         "-DCMAKE_BUILD_TYPE=Release",
+        "-DQKERNELS_WERROR=ON",
         f"-DQKERNELS_CUDA={kind}",
         f"-DPython_EXECUTABLE={sys.executable}",
     ]
