@@ -8,7 +8,8 @@ arguments are tensors and numbers only.
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from . import _native, cpu, cpu_binary, cpu_float, cuda
+from . import _native, cpu, cpu_binary, cpu_float
+from ._torch_device import block_on_device, prepacked, run_on_device
 from .cpu import ACTIVATIONS, FLOATS
 from .errors import ArgumentError, UnsupportedError
 from .formats import BinaryWeight, TernaryWeight, WeightFormat
@@ -18,7 +19,7 @@ from .registry import ISAS, current_isa, num_threads
 _library = torch.library.Library("qkernels", "DEF")
 _library.define(
     "linear_int(Tensor x, Tensor packed, Tensor? bias, int out_features, int mode, int bits, bool signed, float scale, "
-    "int zero_point, int activation, ScalarType out_dtype, bool power=False, int flags=0) -> Tensor"
+    "int zero_point, int activation, ScalarType out_dtype, bool power=False, str layout='') -> Tensor"
 )
 _FLOAT_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -64,6 +65,19 @@ def _linear(op, x, packed, bias, out_features, out_dtype, kind, plan_of, refuse_
     return out
 
 
+def _on_device(op, x, packed, bias, n, given, activation, out_dtype, layout):
+    """What the operators on matrices share on a device: ``packed`` and ``layout`` are what _torch_device made."""
+    where = f"qkernels::{op}"
+    if packed.dtype is not torch.uint8 or not packed.is_contiguous() or packed.device != x.device:
+        raise TypeError(f"{where}: packed is not a contiguous uint8 tensor on {x.device}.")
+    if x.dtype not in _FLOAT_DTYPES or out_dtype not in _FLOAT_DTYPES or x.dim() < 1:
+        raise TypeError(f"{where}: x is {x.dtype} {tuple(x.shape)}, out_dtype {out_dtype}.")
+    if activation not in ACTIVATIONS.values():
+        raise ValueError(f"{where}: activation is {activation}; accepted: 0 to 4.")
+    bias = float_vector(where, "bias", bias, n, x.device)
+    return run_on_device(op, x, packed, bias, n, given, activation, out_dtype, layout)
+
+
 def _linear_int(
     x,
     packed,
@@ -77,7 +91,7 @@ def _linear_int(
     activation,
     out_dtype,
     power=False,
-    flags=0,
+    layout="",
 ):
     def plan_of(block):
         quant = (mode, bits, signed, scale, zero_point)
@@ -101,27 +115,10 @@ def _linear_int_cuda(
     activation,
     out_dtype,
     power=False,
-    flags=0,
+    layout="",
 ):
-    """On a device: ``packed`` is what cuda.packed_tensor made, ``flags`` what it said. No block is ever read here."""
-    op = "qkernels::linear_int"
-    if packed.dtype is not torch.uint8 or not packed.is_contiguous() or packed.device != x.device:
-        raise TypeError(f"{op}: packed is not a contiguous uint8 tensor on {x.device}.")
-    if x.dtype not in _FLOAT_DTYPES or out_dtype not in _FLOAT_DTYPES or x.dim() < 1:
-        raise TypeError(f"{op}: x is {x.dtype} {tuple(x.shape)}, out_dtype {out_dtype}.")
-    if power:
-        raise UnsupportedError(f"{op}: power codes have no CUDA kernel here.")
-    bias = float_vector(op, "bias", bias, out_features, x.device)
-    return cuda.linear_on_tensor(
-        x,
-        packed,
-        bias,
-        out_features,
-        flags,
-        cuda.code_range(mode, bits, signed, zero_point, scale),
-        activation,
-        out_dtype,
-    )
+    given = mode, bits, signed, scale, zero_point, power
+    return _on_device("linear_int", x, packed, bias, out_features, given, activation, out_dtype, layout)
 
 
 @torch.library.register_fake("qkernels::linear_int", lib=_library)
@@ -138,7 +135,7 @@ def _(
     activation,
     out_dtype,
     power=False,
-    flags=0,
+    layout="",
 ):
     return x.new_empty((*x.shape[:-1], out_features), dtype=out_dtype)
 
@@ -175,54 +172,21 @@ _ready_to_trace._dynamo_marked_constant = True
 WeightFormat._ready_to_trace = _ready_to_trace
 
 
-def _ready_to_trace_cuda(self, index):
-    """Leaves ``_packed_cuda_<index>``, the block on a device, and ``_flags_cuda_<index>``."""
-    where = torch.device("cuda", index)
-    with _disable_current_modes():
-        block, flags = cuda.packed_tensor(self, where)
-    self.__dict__[f"_packed_cuda_{index}"], self.__dict__[f"_flags_cuda_{index}"] = block, flags
-    return True
-
-
-_ready_to_trace_cuda._dynamo_marked_constant = True
-WeightFormat._ready_to_trace_cuda = _ready_to_trace_cuda
-
-
-def _cuda_layout_for(w, input_quant, index):
-    """The block on a device that ``linear`` reads of a weight with this input_quant, and its flags."""
-    reason = cuda.refuses_compiled(w, input_quant)
-    if reason is not None:
-        raise UnsupportedError(f"linear: under torch.compile on a CUDA device: {reason}.")
-    w._ready_to_trace_cuda(index)
-    return getattr(w, f"_packed_cuda_{index}"), getattr(w, f"_flags_cuda_{index}")
-
-
-def linear_packed(x, packed, bias, n, input_quant, activation, out_dtype, flags=0):
+def linear_packed(x, packed, bias, n, input_quant, activation, out_dtype, layout=""):
     """``linear`` on a prepacked block; what a module calls while it is compiled."""
-    mode = cpu.input_mode(input_quant)
-    return torch.ops.qkernels.linear_int(
-        x,
-        packed,
-        bias,
-        n,
-        mode,
-        input_quant.bits,
-        input_quant.signed,
-        input_quant.scale if mode == 2 else 1.0,
-        input_quant.zero_point or 0,
-        ACTIVATIONS[activation],
-        out_dtype or x.dtype,
-        input_quant.power is not None,
-        flags,
-    )
+    *quant, power = cpu.quant_numbers(input_quant)
+    number, out_dtype = ACTIVATIONS[activation], out_dtype or x.dtype
+    return torch.ops.qkernels.linear_int(x, packed, bias, n, *quant, number, out_dtype, power, layout)
 
 
 def linear(x, w, bias, activation, input_quant, compute_dtype, out_dtype, backend):
     """``qkernels.linear`` under torch.compile. The operator checks the rest when it runs."""
     device = x.device.type
-    if backend not in (None, device):
+    backends = (None, "cuda", "triton") if device == "cuda" else (None, device)
+    if backend not in backends:
+        accepted = ", ".join(map(repr, backends))
         raise UnsupportedError(
-            f"linear: backend is {backend!r} under torch.compile with x on {device}; accepted: None, {device!r}."
+            f"linear: backend is {backend!r} under torch.compile with x on {device}; accepted: {accepted}."
         )
     if compute_dtype not in (None, "float32") or (compute_dtype and input_quant is not None):
         raise UnsupportedError(
@@ -240,30 +204,30 @@ def linear(x, w, bias, activation, input_quant, compute_dtype, out_dtype, backen
         raise ArgumentError(
             f"linear: activation is {activation!r}; accepted: None, 'relu', 'relu6', 'gelu', 'silu'."
         )
+    exact, rest = compute_dtype == "float32", (activation, out_dtype)
     if device == "cuda":
-        block, flags = _cuda_layout_for(w, input_quant, x.device.index)
-        return linear_packed(x, block, bias, w.shape[0], input_quant, activation, out_dtype, flags)
+        block, layout = block_on_device(x, w, input_quant, compute_dtype, activation, backend)
+        return linear_on_block(x, block, bias, w.shape[0], input_quant, exact, *rest, layout)
     if input_quant is None:
         w._ready_to_trace_floats()
-        exact = compute_dtype == "float32"
-        return linear_float_packed(x, w._packed_floats, bias, w.shape[0], exact, activation, out_dtype)
+        return linear_float_packed(x, w._packed_floats, bias, w.shape[0], exact, *rest)
     if input_quant.bits == 1:
         w._ready_to_trace_signs()
-        return linear_signs_packed(x, w._packed_signs, bias, w.shape[0], input_quant, activation, out_dtype)
+        return linear_signs_packed(x, w._packed_signs, bias, w.shape[0], input_quant, *rest)
     check_integer("linear", w)
     w._ready_to_trace()
-    return linear_packed(x, w._packed_tensor, bias, w.shape[0], input_quant, activation, out_dtype)
+    return linear_packed(x, w._packed_tensor, bias, w.shape[0], input_quant, *rest)
 
 
 # ---- signs: linear with InputQuant(bits=1), as above with the block of the binary core -----------------------
 
 _library.define(
     "linear_signs(Tensor x, Tensor packed, Tensor? bias, int out_features, int mode, float scale, int activation, "
-    "ScalarType out_dtype) -> Tensor"
+    "ScalarType out_dtype, str layout='') -> Tensor"
 )
 
 
-def _linear_signs(x, packed, bias, out_features, mode, scale, activation, out_dtype):
+def _linear_signs(x, packed, bias, out_features, mode, scale, activation, out_dtype, layout=""):
     def plan_of(block):
         epilogue = _native.BinaryPlan(_FLOAT_DTYPES[out_dtype], activation, *([0] * 8))
         return _native.LinearBinary(
@@ -274,12 +238,18 @@ def _linear_signs(x, packed, bias, out_features, mode, scale, activation, out_dt
     return _linear(op, x, packed, bias, out_features, out_dtype, kind, plan_of, cpu_binary.refuse_row)
 
 
+def _linear_signs_cuda(x, packed, bias, out_features, mode, scale, activation, out_dtype, layout=""):
+    given = mode, scale
+    return _on_device("linear_signs", x, packed, bias, out_features, given, activation, out_dtype, layout)
+
+
 @torch.library.register_fake("qkernels::linear_signs", lib=_library)
-def _(x, packed, bias, out_features, mode, scale, activation, out_dtype):
+def _(x, packed, bias, out_features, mode, scale, activation, out_dtype, layout=""):
     return x.new_empty((*x.shape[:-1], out_features), dtype=out_dtype)
 
 
 _library.impl("linear_signs", _linear_signs, "CPU")
+_library.impl("linear_signs", _linear_signs_cuda, "CUDA")
 _library.impl("linear_signs", torch.library.fallthrough_kernel, "Autograd")
 
 
@@ -297,23 +267,22 @@ _ready_to_trace_signs._dynamo_marked_constant = True
 BinaryWeight._ready_to_trace_signs = TernaryWeight._ready_to_trace_signs = _ready_to_trace_signs
 
 
-def linear_signs_packed(x, packed, bias, n, input_quant, activation, out_dtype):
+def linear_signs_packed(x, packed, bias, n, input_quant, activation, out_dtype, layout=""):
     """``linear`` with InputQuant(bits=1) on a prepacked block."""
-    mode = cpu_binary.scale_mode(input_quant)
-    scale = input_quant.scale if mode == 2 else 1.0
+    given = cpu_binary.sign_numbers(input_quant)
     number, out_dtype = ACTIVATIONS[activation], out_dtype or x.dtype
-    return torch.ops.qkernels.linear_signs(x, packed, bias, n, mode, scale, number, out_dtype)
+    return torch.ops.qkernels.linear_signs(x, packed, bias, n, *given, number, out_dtype, layout)
 
 
 # ---- floats: linear without an input_quant, as above with the block of the float core -------------------------
 
 _library.define(
     "linear_float(Tensor x, Tensor packed, Tensor? bias, int out_features, bool exact, int activation, "
-    "ScalarType out_dtype) -> Tensor"
+    "ScalarType out_dtype, str layout='') -> Tensor"
 )
 
 
-def _linear_float(x, packed, bias, out_features, exact, activation, out_dtype):
+def _linear_float(x, packed, bias, out_features, exact, activation, out_dtype, layout=""):
     def plan_of(block):
         types = _FLOAT_DTYPES[x.dtype], _FLOAT_DTYPES[out_dtype]
         return _native.FloatPlan(block, ISAS[current_isa()][0], exact, *types, activation)
@@ -322,12 +291,18 @@ def _linear_float(x, packed, bias, out_features, exact, activation, out_dtype):
     return _linear(op, x, packed, bias, out_features, out_dtype, kind, plan_of, cpu.refuse_row)
 
 
+def _linear_float_cuda(x, packed, bias, out_features, exact, activation, out_dtype, layout=""):
+    given = ("float32" if exact else None,)
+    return _on_device("linear_float", x, packed, bias, out_features, given, activation, out_dtype, layout)
+
+
 @torch.library.register_fake("qkernels::linear_float", lib=_library)
-def _(x, packed, bias, out_features, exact, activation, out_dtype):
+def _(x, packed, bias, out_features, exact, activation, out_dtype, layout=""):
     return x.new_empty((*x.shape[:-1], out_features), dtype=out_dtype)
 
 
 _library.impl("linear_float", _linear_float, "CPU")
+_library.impl("linear_float", _linear_float_cuda, "CUDA")
 _library.impl("linear_float", torch.library.fallthrough_kernel, "Autograd")
 
 
@@ -345,10 +320,10 @@ _ready_to_trace_floats._dynamo_marked_constant = True
 WeightFormat._ready_to_trace_floats = _ready_to_trace_floats
 
 
-def linear_float_packed(x, packed, bias, n, exact, activation, out_dtype):
+def linear_float_packed(x, packed, bias, n, exact, activation, out_dtype, layout=""):
     """``linear`` without an input_quant on a prepacked block."""
     number, out_dtype = ACTIVATIONS[activation], out_dtype or x.dtype
-    return torch.ops.qkernels.linear_float(x, packed, bias, n, exact, number, out_dtype)
+    return torch.ops.qkernels.linear_float(x, packed, bias, n, exact, number, out_dtype, layout)
 
 
 # ---- linear with any input_quant, as ops and modules call it ---------------------------------------------------
@@ -361,23 +336,31 @@ def layout_for(w, input_quant):
     return layout_of_signs(w) if input_quant.bits == 1 else layout(w)
 
 
-def layout_on(w, input_quant, device):
-    """``(block, flags)`` as ``linear_on_block`` takes them for x on a device; (None, 0) where it takes none there."""
-    if device.type == "cpu":
-        return layout_for(w, input_quant), 0
-    if cuda.refuses_compiled(w, input_quant) is not None:
-        return None, 0
-    return _cuda_layout_for(w, input_quant, device.index or 0)
-
-
-def linear_on_block(x, packed, bias, n, input_quant, exact, activation, out_dtype, flags=0):
-    """``linear`` on what layout_on gave; ``exact``: weight-only products of float32."""
-    if x.device.type == "cuda":
-        return linear_packed(x, packed, bias, n, input_quant, activation, out_dtype, flags)
+def linear_on_block(x, packed, bias, n, input_quant, exact, activation, out_dtype, layout=""):
+    """``linear`` on a prepacked block; ``exact``: weight-only products of float32, ``layout``: of one on a device."""
     if input_quant is None:
-        return linear_float_packed(x, packed, bias, n, exact, activation, out_dtype)
+        return linear_float_packed(x, packed, bias, n, exact, activation, out_dtype, layout)
     run = linear_signs_packed if input_quant.bits == 1 else linear_packed
-    return run(x, packed, bias, n, input_quant, activation, out_dtype)
+    return run(x, packed, bias, n, input_quant, activation, out_dtype, layout)
+
+
+def linear_traced(kernel, r):
+    """A checked call, r an ops.Request, as an operator: what tracers and dispatch modes see of an eager call."""
+    o, on_device = r.options, r.x.device.type != "cpu"
+    q, compute = o["input_quant"], o.get("compute_dtype")
+    if not isinstance(o["activation"], str | None):
+        raise UnsupportedError(
+            f"linear: activation is a {type(o['activation']).__name__} where operators are traced; accepted: None, "
+            "'relu', 'relu6', 'gelu', 'silu'."
+        )
+    if on_device and compute == "bfloat16" and r.x.dtype is torch.float16:
+        raise UnsupportedError(
+            "linear: compute_dtype is 'bfloat16' with a float16 x where operators are traced; accepted: None, "
+            "'float32'."
+        )
+    block, layout = prepacked(kernel, r) if on_device else (layout_for(r.w, q), "")
+    rest = o["activation"], getattr(torch, r.out_name), layout
+    return linear_on_block(r.x, block, r.bias, r.w.shape[0], q, compute == "float32", *rest)
 
 
 assert set(FLOATS) == {"float32", "bfloat16", "float16"}

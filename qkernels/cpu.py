@@ -90,22 +90,17 @@ def input_mode(q):
     return 1 if q.scale is None else 2
 
 
+def quant_numbers(q):
+    """What the operator ``linear_int`` says of an InputQuant: (mode, bits, signed, scale, zero_point, power)."""
+    mode = input_mode(q)
+    scale = q.scale if mode == 2 else 1.0
+    return mode, q.bits, q.signed, scale, q.zero_point or 0, q.power is not None
+
+
 def linear_plan(p, q, x_type, out_type, activation, isa):
     """A native object that runs ``linear`` for one prepacked weight and one set of options."""
-    scale = q.scale if input_mode(q) == 2 else 1.0
-    return _native.LinearPlan(
-        p,
-        ISAS[isa][0],
-        input_mode(q),
-        q.bits,
-        q.signed,
-        scale,
-        q.zero_point or 0,
-        x_type,
-        out_type,
-        ACTIVATIONS[activation],
-        q.power is not None,
-    )
+    *quant, power = quant_numbers(q)
+    return _native.LinearPlan(p, ISAS[isa][0], *quant, x_type, out_type, ACTIVATIONS[activation], power)
 
 
 def refuse_row(op, row):

@@ -55,6 +55,12 @@ def scale_mode(q):
     return 1 if q.scale is None else 2
 
 
+def sign_numbers(q):
+    """What the operator ``linear_signs`` says of an InputQuant: (mode, scale)."""
+    mode = scale_mode(q)
+    return mode, q.scale if mode == 2 else 1.0
+
+
 def plan(out, n, bias=None, activation=None, threshold=None):
     """A native plan of the epilogue, and the arrays whose addresses it has."""
     keep = [None if bias is None else float_vector(bias)]

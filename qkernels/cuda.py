@@ -7,12 +7,13 @@ finite: results of such a row (of all rows, with one dynamic scale for the tenso
 """
 
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 
 from ._arrays import is_torch
-from .cpu import ACTIVATIONS, FLOATS, ROUNDINGS, address, dtype_name, float_vector, input_mode
-from .errors import ArgumentError
+from .cpu import FLOATS, ROUNDINGS, address, dtype_name, quant_numbers
+from .errors import ArgumentError, UnsupportedError
 from .formats.operand import integer_operand, why_no_integers
 from .memory import kept_on
 
@@ -23,6 +24,9 @@ except ImportError as _error:
 else:
     _why_missing = None
 
+# Tokens: where rows of ``linear`` for one weight differ by their number, they do so here. Remembered calls and compiled
+# code hold what was chosen on either side.
+FEW = 16
 CAPABILITY = (8, 0)  # the least: mma.sync on int8 with 32 k, cp.async
 
 
@@ -74,7 +78,11 @@ def stream_of(x):
     """The number of torch's current stream on the device of x."""
     if not x.is_cuda:
         return 0
-    return sys.modules["torch"].cuda.current_stream(x.device).cuda_stream
+    torch = sys.modules["torch"]
+    raw = getattr(
+        torch._C, "_cuda_getCurrentRawStream", None
+    )  # what code of torch.compile calls, a tenth of the time
+    return raw(x.get_device()) if raw else torch.cuda.current_stream(x.device).cuda_stream
 
 
 def capabilities():
@@ -105,7 +113,7 @@ def block_of(layout, parts):
 
 
 def int8_block(w):
-    """The block of csrc/cuda/gemm_layout.h of a weight, uint8, on the host, and its flags."""
+    """The block of csrc/cuda/gemm_layout.h of a weight, uint8, on the host, and its facts."""
     w = integer_operand(w)
     codes = np.ascontiguousarray(w.codes(), np.int8)
     n, k = codes.shape
@@ -122,7 +130,7 @@ def int8_block(w):
         parts["zero"] = zero.astype(np.int32)
     if flags[1]:
         parts["inv_input"] = np.float32(1) / np.asarray(w.input_scale, np.float32)
-    return block_of(layout, parts), flags[0] + 2 * flags[1]
+    return block_of(layout, parts), flags
 
 
 def upload(array, where):
@@ -139,43 +147,76 @@ def upload(array, where):
     return tensor.to(where)
 
 
-def packed_tensor(w, where):
-    """The compute layout of a weight on a device: the tensor and its flags (1 zero points, 2 input scales), made once
-    for each device."""
+@dataclass(frozen=True)
+class Core:
+    """What a core says of itself: all that ``qkernels.cuda_linear`` needs to run ``linear`` on it.
 
-    def make():
-        block, flags = int8_block(w)
-        return upload(block, where), flags
+    name      in what operators carry beside a prepacked tensor
+    kind      class of the native module, a checked view of a prepacked tensor: of (device, address, bytes, owner), the
+              weight's (n, k), and the facts
+    block     weight -> (its block, uint8, on the host; the facts, a tuple of numbers and of tuples of numbers)
+    operator  the torch operator whose calls it takes
+    given     options of a request -> what that operator says of the activations, in its order
+    numbers   facts, name of x's dtype, *given -> what ``linear`` of the view takes between the pitch and the bias
+    sized_by  how many of these numbers the size of the scratch memory depends on
+    """
 
-    return kept_on(w, "_cuda_int8", where, make)
+    name: str
+    kind: str
+    block: object
+    operator: str
+    given: object
+    numbers: object
+    sized_by: int = 0
+
+    def tensor(self, w, where):
+        """The compute layout of a weight on a device, and its facts; made once for each."""
+
+        def make():
+            block, facts = self.block(w)
+            return upload(block, where), facts
+
+        return kept_on(w, f"_cuda_{self.name}", where, make)
+
+    def view(self, tensor, n, k, facts, owner=None):
+        """The native view of what ``tensor`` made; it keeps ``owner`` alive."""
+        kind = getattr(native, self.kind)
+        return kind(index_of(tensor), tensor.data_ptr(), tensor.numel(), owner, n, k, *facts)
+
+    def weight(self, w, where):
+        """The native view of a weight on a device."""
+
+        def make():
+            tensor, facts = self.tensor(w, where)
+            return self.view(tensor, *w.matrix_shape, facts, tensor)
+
+        return kept_on(w, f"_cuda_{self.name}_native", where, make)
 
 
-def view_of(kind, tensor, n, k, *facts):
-    """A checked view, of a class of the native module, of a prepacked tensor."""
-    return kind(index_of(tensor), tensor.data_ptr(), tensor.numel(), tensor, n, k, *facts)
+def int_numbers(facts, x_name, mode, bits, signed, scale, zero_point, power):
+    """(mode, lo, hi, largest, zero_point, scale): csrc/cuda/quantize.h."""
+    if power:
+        raise UnsupportedError("linear: power codes of activations have no CUDA C++ kernel.")
+    hi = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
+    lo = 0 if not signed else -hi if mode < 2 else -hi - 1
+    return mode, lo, hi, hi, zero_point, scale
 
 
-def native_weight(tensor, n, k, flags):
-    """The checked view of what ``packed_tensor`` made."""
-    return view_of(native.Int8Weight, tensor, n, k, bool(flags & 1), bool(flags & 2))
+def quantization(q):
+    """``int_numbers`` of an InputQuant."""
+    return int_numbers((), None, *quant_numbers(q))
 
 
-def packed(w, where):
-    """The native weight of ``packed_tensor``."""
-
-    def make():
-        tensor, flags = packed_tensor(w, where)
-        return native_weight(tensor, *w.matrix_shape, flags)
-
-    return kept_on(w, "_cuda_int8_native", where, make)
+INT8 = Core(
+    *("int8", "Int8Weight", int8_block, "linear_int"),
+    given=lambda options: quant_numbers(options["input_quant"]),
+    numbers=int_numbers,
+)
 
 
 def refuses_weight(request):
     """None, or why the int8 core does not take the weight."""
-    return _weight_reason(request.w)
-
-
-def _weight_reason(w):
+    w = request.w
     reason = why_no_integers(w)
     if reason is None and w.is_grouped:
         return "the weight has group-wise scales; this kernel takes one a channel or tensor"
@@ -184,24 +225,12 @@ def _weight_reason(w):
 
 def refuses_quant(request):
     """None, or why the int8 core does not take the activations."""
-    return _quant_reason(request.options["input_quant"])
-
-
-def _quant_reason(q):
+    q = request.options["input_quant"]
     if q is None:
         return "input_quant is None (weight-only): that is for the float core"
     if q.bits == 1:
         return "input_quant has bits=1: that is for the binary core"
     return "input_quant has a power" if q.power is not None else None
-
-
-def refuses_power(request):
-    return _quant_reason(request.options["input_quant"])
-
-
-def refuses_compiled(w, input_quant):
-    """None, or why ``linear`` with this weight cannot be traced for a device."""
-    return unavailable() or _quant_reason(input_quant) or _weight_reason(w)
 
 
 # ---- calls ------------------------------------------------------------------------------------------------------
@@ -212,104 +241,8 @@ def scratch(size, like):
     return torch.empty(size, dtype=torch.uint8, device=like.device)
 
 
-def quantization(q):
-    """(mode, lo, hi, largest, zero_point, scale) of an InputQuant: csrc/cuda/quantize.h."""
-    mode = input_mode(q)
-    return code_range(mode, q.bits, q.signed, q.zero_point or 0, q.scale if mode == 2 else 1.0)
-
-
-def code_range(mode, bits, signed, zero_point, scale):
-    hi = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
-    lo = 0 if not signed else -hi if mode < 2 else -hi - 1
-    return mode, lo, hi, hi, zero_point, scale
-
-
-def linear(r):
-    """Registry entry of ``linear`` with integer activations: r is an ops.Request."""
-    bias = None if r.bias is None else float_vector(r.bias)
-    options = r.options["activation"], getattr(sys.modules["torch"], r.out_name)
-    w, quant = packed(r.w, r.x.device), quantization(r.options["input_quant"])
-    return r.shaped(_linear(w, r.x2, r.m, r.pitch, bias, quant, ACTIVATIONS[options[0]], options[1]))
-
-
-def linear_on_tensor(x, tensor, bias, n, flags, quant, activation, out_dtype):
-    """``linear`` on a prepacked tensor, as the torch operator has it; activation is its number."""
-    k = x.shape[-1]
-    w = native_weight(tensor, n, k, flags)
-    rows = x.reshape(-1, k).contiguous() if k else x.new_empty((x.shape[:-1].numel(), 0))
-    out = _linear(w, rows, rows.shape[0], k, bias, quant, activation, out_dtype)
-    return out.reshape(*x.shape[:-1], n)
-
-
-def _linear(w, x, m, pitch, bias, quant, activation, out_dtype):
-    torch = sys.modules["torch"]
-    out = torch.empty((m, w.shape[0]), dtype=out_dtype, device=x.device)
-    memory = scratch(w.scratch_bytes(m), x)
-    w.linear(
-        *(stream_of(x), address(x), FLOATS[dtype_name(x)], m, pitch, *quant, address(bias), activation),
-        *(FLOATS[dtype_name(out)], address(out), address(memory), memory.numel()),
-    )
-    return out
-
-
-# A call like one before skips the checks, as on the CPU (ops/plans.py): launching a small kernel takes microseconds.
-
-
-def keep_plan(r, options):
-    """Remember for ``same_as_before`` what a checked call of ``linear`` computed with."""
-    plans = r.w.__dict__.setdefault("_cuda_plans", {})
-    if len(plans) > 64:
-        plans.clear()
-    quant, activation = quantization(r.options["input_quant"]), ACTIVATIONS[r.options["activation"]]
-    out_type = getattr(sys.modules["torch"], r.out_name)
-    plan = (
-        packed(r.w, r.x.device),
-        quant,
-        activation,
-        out_type,
-        FLOATS[dtype_name(r.x)],
-        FLOATS[r.out_name],
-        {},
-    )
-    plans[options, index_of(r.x)] = plan
-
-
-def same_as_before(x, w, bias, options):
-    """``linear`` on a CUDA tensor where a call with these options was checked before, else None."""
-    try:
-        plan = w.__dict__["_cuda_plans"][options, index_of(x)]
-    except (AttributeError, KeyError, TypeError):  # not a weight, a first call, options that no call takes
-        return None
-    if not x.is_contiguous() or x.is_neg():
-        return None
-    weight, quant, activation, out_type, x_number, out_number, sizes = plan
-    torch, shape = sys.modules["torch"], x.shape
-    n, k = w.shape
-    if not shape or shape[-1] != k:
-        return None
-    b = 0
-    if bias is not None:
-        usual = (
-            type(bias) in (torch.Tensor, torch.nn.Parameter) and bias.is_contiguous() and not bias.is_neg()
-        )
-        if not usual or bias.dtype is not torch.float32 or bias.shape != (n,) or bias.device != x.device:
-            return None
-        b = bias.data_ptr()
-    m = x.numel() // k
-    size = sizes.get(m)
-    if size is None:
-        if len(sizes) > 1024:
-            sizes.clear()
-        size = sizes[m] = weight.scratch_bytes(m)
-    out = torch.empty((*shape[:-1], n), dtype=out_type, device=x.device)
-    memory = torch.empty(size, dtype=torch.uint8, device=x.device)
-    where = x.data_ptr(), x_number, m, k, *quant, b, activation, out_number, out.data_ptr()
-    weight.linear(stream_of(x), *where, memory.data_ptr(), size)
-    return out
-
-
 def matmul_int(r):
-    w, x, out = packed(r.w, r.x.device), r.x2, r.empty("int32")
+    w, x, out = INT8.weight(r.w, r.x.device), r.x2, r.empty("int32")
     memory = scratch(w.scratch_bytes(r.m), x)
     w.matmul(
         *(stream_of(x), address(x), dtype_name(x) == "int8", r.m, r.pitch, r.options["x_zero_point"]),
@@ -329,7 +262,7 @@ def requant_tensors(requant, n, where):
 
 
 def linear_requant(r):
-    w, x, out = packed(r.w, r.x.device), r.x2, r.empty(r.out_name)
+    w, x, out = INT8.weight(r.w, r.x.device), r.x2, r.empty(r.out_name)
     bias = None if r.bias is None else r.bias.detach().contiguous()
     memory = scratch(w.scratch_bytes(r.m), x)
     requant = r.options["requant"]

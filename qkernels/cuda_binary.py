@@ -11,7 +11,7 @@ import numpy as np
 from . import cuda
 from .binary import DPReLU
 from .cpu import ACTIVATIONS, FLOATS, address, dtype_name, float_vector
-from .cpu_binary import scale_mode
+from .cpu_binary import scale_mode, sign_numbers
 from .memory import kept_on
 
 INT32 = 5  # DType of csrc/common/types.h
@@ -42,7 +42,7 @@ def refuses_bits(request):
 
 
 def binary_block(w):
-    """The block of csrc/cuda/binary.h of a weight, uint8, on the host, and whether it has two planes."""
+    """The block of csrc/cuda/binary.h of a weight, uint8, on the host, and its facts: whether it has two planes."""
     w = w.numpy()
     n, k = w.matrix_shape
     ternary = len(w.planes) == 2
@@ -61,31 +61,14 @@ def binary_block(w):
     }
     if not ternary:
         parts["two"] = np.full(n, 2, np.int32)
-    return cuda.block_of(layout, parts), ternary
+    return cuda.block_of(layout, parts), (ternary,)
 
 
-def packed(w, where):
-    """The native weight on a device, made once for each."""
-
-    def make():
-        block, ternary = binary_block(w)
-        return cuda.view_of(cuda.native.BinaryWeight, cuda.upload(block, where), *w.matrix_shape, ternary)
-
-    return kept_on(w, "_cuda_binary", where, make)
-
-
-def linear(r):
-    """Registry entry of ``linear`` with InputQuant(bits=1): r is an ops.Request."""
-    w, x, q, out = packed(r.w, r.x.device), r.x2, r.options["input_quant"], r.empty(r.out_name)
-    bias = None if r.bias is None else float_vector(r.bias)
-    memory = cuda.scratch(w.scratch_bytes(r.m), x)
-    w.linear(
-        *(cuda.stream_of(x), address(x), FLOATS[dtype_name(x)], r.m, r.pitch),
-        *(scale_mode(q), 1.0 if q.scale is None else q.scale, address(bias)),
-        *(ACTIVATIONS[r.options["activation"]], FLOATS[r.out_name], address(out)),
-        *(address(memory), memory.numel()),
-    )
-    return r.shaped(out)
+SIGNS = cuda.Core(
+    *("signs", "BinaryWeight", binary_block, "linear_signs"),
+    given=lambda options: sign_numbers(options["input_quant"]),
+    numbers=lambda facts, x_name, *given: given,
+)
 
 
 def threshold_tensors(threshold, where):
@@ -108,7 +91,7 @@ def _row_scales(r):
 
 
 def _run_bits(r, out_type, pack, result, **options):
-    w, x = packed(r.w, r.x.device), r.x2
+    w, x = SIGNS.weight(r.w, r.x.device), r.x2
     memory = cuda.scratch(w.scratch_bytes(r.m), x)
     scale, bias = options.get("scale"), options.get("bias")
     threshold = options.get("threshold", (None, None))

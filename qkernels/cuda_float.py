@@ -5,13 +5,12 @@ it (float16 x whose table would leave float16's range, too). ``compute_dtype="fl
 cores.
 """
 
-import sys
+import functools
 
 import numpy as np
 
 from . import cuda
-from .cpu import ACTIVATIONS, FLOATS, address, dtype_name, float_vector
-from .memory import kept_on
+from .cpu import FLOATS
 
 MAX_BITS = 4
 INTEGERS, TABLE = 0, 1  # Decoder of csrc/cuda/gemm_float_layout.h
@@ -54,6 +53,11 @@ def half_holds(table):
     """Whether float16 has the range of a table: rounding an entry to it loses no more than a normal number does."""
     size = np.abs(table[table != 0])
     return not size.size or (size.max() <= 65504 and size.min() >= 2.0**-14)
+
+
+@functools.lru_cache(maxsize=256)
+def _half_holds(table):
+    return half_holds(np.array(table))
 
 
 def fragments(codes, decoder):
@@ -116,18 +120,7 @@ def float_block(w):
         parts["offset"] = per_tile(np.broadcast_to(q.offset, shape).astype(np.float32))
     if q.input_scale is not None:
         parts["inv_input"] = np.float32(1) / np.asarray(q.input_scale, np.float32)
-    return cuda.block_of(layout, parts), (*flags, decoder, table.tolist())
-
-
-def packed(w, where):
-    """The native weight on a device, made once for each, and whether float16 products keep its table's range."""
-
-    def make():
-        block, facts = float_block(w)
-        native = cuda.view_of(cuda.native.FloatWeight, cuda.upload(block, where), *w.matrix_shape, *facts)
-        return native, half_holds(np.array(facts[-1]))
-
-    return kept_on(w, "_cuda_float", where, make)
+    return cuda.block_of(layout, parts), (*flags, decoder, tuple(table.tolist()))
 
 
 def compute_name(x_name, compute_dtype, half):
@@ -137,18 +130,14 @@ def compute_name(x_name, compute_dtype, half):
     return "float16" if x_name == "float16" and half else "bfloat16"
 
 
-def linear(r):
-    """Registry entry of ``linear`` with float activations: r is an ops.Request."""
-    torch = sys.modules["torch"]
-    w, half = packed(r.w, r.x.device)
-    x, name = r.x2, dtype_name(r.x)
-    compute = FLOATS[compute_name(name, r.options["compute_dtype"], half)]
-    bias = None if r.bias is None else float_vector(r.bias)
-    out = torch.empty((r.m, r.columns), dtype=getattr(torch, r.out_name), device=x.device)
-    memory = cuda.scratch(w.scratch_bytes(r.m, compute), x)
-    w.linear(
-        *(cuda.stream_of(x), address(x), FLOATS[name], compute, r.m, r.pitch, address(bias)),
-        *(ACTIVATIONS[r.options["activation"]], FLOATS[r.out_name], address(out)),
-        *(address(memory), memory.numel()),
-    )
-    return r.shaped(out)
+def float_numbers(facts, x_name, compute_dtype):
+    """The number of what is multiplied."""
+    return (FLOATS[compute_name(x_name, compute_dtype, _half_holds(facts[-1]))],)
+
+
+FLOAT = cuda.Core(
+    *("float", "FloatWeight", float_block, "linear_float"),
+    given=lambda options: (options["compute_dtype"],),
+    numbers=float_numbers,
+    sized_by=1,
+)

@@ -1,14 +1,10 @@
 """int8 activations against weights of up to 4 bits with group-wise scales (W4A8) on CUDA: bit for bit the reference."""
 
-import sys
-
 import numpy as np
 
 from . import cuda
-from .cpu import ACTIVATIONS, FLOATS, address, dtype_name, float_vector
 from .cuda_float import INTEGERS, MAX_BITS, TABLE
 from .formats.operand import integer_operand, why_no_integers
-from .memory import kept_on
 
 LONGEST = 65536  # of a group: 16 * code * uint8 summed over it stays in int32
 
@@ -80,30 +76,9 @@ def int4_block(w):
     }
     if flags[1]:
         parts["inv_input"] = np.float32(1) / np.asarray(w.input_scale, np.float32)
-    return cuda.block_of(layout, parts), (*flags, decoder, table.tolist())
+    return cuda.block_of(layout, parts), (*flags, decoder, tuple(table.tolist()))
 
 
-def packed(w, where):
-    """The native weight on a device, made once for each."""
-
-    def make():
-        block, facts = int4_block(w)
-        return cuda.view_of(cuda.native.Int4Weight, cuda.upload(block, where), *w.matrix_shape, *facts)
-
-    return kept_on(w, "_cuda_int4", where, make)
-
-
-def linear(r):
-    """Registry entry of ``linear`` with integer activations and groups: r is an ops.Request."""
-    torch = sys.modules["torch"]
-    w, x = packed(r.w, r.x.device), r.x2
-    bias = None if r.bias is None else float_vector(r.bias)
-    out = torch.empty((r.m, r.columns), dtype=getattr(torch, r.out_name), device=x.device)
-    memory = cuda.scratch(w.scratch_bytes(r.m), x)
-    w.linear(
-        *(cuda.stream_of(x), address(x), FLOATS[dtype_name(x)], r.m, r.pitch),
-        *cuda.quantization(r.options["input_quant"]),
-        *(address(bias), ACTIVATIONS[r.options["activation"]], FLOATS[r.out_name], address(out)),
-        *(address(memory), memory.numel()),
-    )
-    return r.shaped(out)
+INT4 = cuda.Core(
+    *("int4", "Int4Weight", int4_block, "linear_int"), given=cuda.INT8.given, numbers=cuda.int_numbers
+)

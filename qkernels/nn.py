@@ -70,6 +70,7 @@ class _Compressed(nn.Module):
     """
 
     _QUANT = 3
+    _DEVICES = ("cpu",)  # where calls are prepared as soon as the buffers are there
 
     @property
     def weight(self):
@@ -116,9 +117,9 @@ class _Compressed(nn.Module):
 
         super()._apply(move, recurse)
         self._forget()
-        if self._on("cpu"):
-            # to_empty: what is wrong shows at the next call
-            with contextlib.suppress(FormatError, ArgumentError, UnsupportedError):
+        if any(map(self._on, self._DEVICES)):
+            # to_empty, fake tensors: what is wrong shows at the next call
+            with contextlib.suppress(FormatError, ArgumentError, DTypeError, UnsupportedError):
                 self._prepare()
         return self
 
@@ -143,7 +144,7 @@ class _Compressed(nn.Module):
         before = len(errors)
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
         self._forget()
-        if len(errors) == before and self._on("cpu"):
+        if len(errors) == before and any(map(self._on, self._DEVICES)):
             try:
                 self._prepare()
             except (ArgumentError, DTypeError, FormatError, UnsupportedError) as e:
@@ -198,6 +199,8 @@ class Linear(_Compressed):
             ``weight.int_table()`` has none for.
     """
 
+    _DEVICES = "cpu", "cuda"
+
     def __init__(self, weight, bias=None, input_quant=None, activation=None, out_dtype=None):
         super().__init__()
         where = "nn.Linear"
@@ -246,7 +249,7 @@ class Linear(_Compressed):
             q = InputQuant(
                 self.input_bits, self.granularity, scale, self.signed, zero_point, self.input_power
             )
-        self._layout, self._flags = _torch_ops.layout_on(w, q, self.packed.device)
+        self._layout = _torch_ops.layout_for(w, q) if self._on("cpu") else None
         self._call = w, self.bias, self.activation, q
         return self._call
 
@@ -261,11 +264,10 @@ class Linear(_Compressed):
             raise UnsupportedError(
                 "nn.Linear: the buffers were changed; call the module once before compiling it."
             )
-        if self._layout is None:
-            raise UnsupportedError(
-                "nn.Linear: torch.compile has no operator for this layer where its buffers are."
-            )
-        rest = self._call[3], False, self.activation, self.out_dtype, self._flags
+        if self._layout is None:  # on a device the kernel depends on x
+            w, bias, activation, q = self._call
+            return _torch_ops.linear(x, w, bias, activation, q, None, self.out_dtype, None)
+        rest = self._call[3], False, self.activation, self.out_dtype
         return _torch_ops.linear_on_block(x, self._layout, self.bias, self.out_features, *rest)
 
     def extra_repr(self):

@@ -5,12 +5,17 @@ run in its interpreter on CPU tensors, slowly, where ``backend="triton"`` is nam
 """
 
 import contextlib
+import functools
 import importlib.util
 import os
 import sys
 
 from ._arrays import is_torch
+from .cpu import ACTIVATIONS, dtype_name
 from .formats.operand import why_no_integers
+from .quant import InputQuant
+
+NAMES = {number: name for name, number in ACTIVATIONS.items()}
 
 
 def is_interpreted():
@@ -80,24 +85,93 @@ def _vector(r, dtype):
     return v.detach().resolve_neg().to(r.x.device, getattr(torch, dtype)).contiguous()
 
 
-def linear(r):
-    """Registry entry of ``linear`` with integer activations."""
-    from .triton_kernels import run
+class Linear:
+    """Registry entry of ``linear`` on one core: r is an ops.Request. The rest is for the torch operators, as
+    qkernels.cuda_linear.Linear has it.
+    """
 
-    o = r.options
-    with _current(r.x):
-        bias, out = _vector(r, "float32"), r.empty(r.out_name)
-        return r.shaped(run.linear_int(r.x2, r.w, o["input_quant"], bias, o["activation"], out))
+    name = operator = None
+
+    def __call__(self, r):
+        with _current(r.x):
+            bias, out = _vector(r, "float32"), r.empty(r.out_name)
+            how = self.how(r.options)
+            return r.shaped(self.product(r.x2, r.w, how, bias, r.options["activation"], out))
+
+    def prepacked(self, r):
+        """The tensor and the facts that ``on_tensor`` takes."""
+        arrays = self.arrays(r)
+        return arrays.block, arrays.facts
+
+    def on_tensor(self, packed, shape, facts, x_name, given, activation, out_type):
+        """What computes (..., N) from x (..., K) and a bias, or None, on a prepacked tensor; activation: its number."""
+        from .triton_kernels.device import Arrays
+
+        arrays, torch = Arrays(packed, facts), sys.modules["torch"]
+        if arrays.shape != shape:
+            raise ValueError(f"packed is of a weight {arrays.shape}, not {shape}.")
+        how, name = self.how_given(given, arrays), NAMES[activation]
+
+        def call(x, bias):
+            rows = x.reshape(x.shape[:-1].numel(), shape[1]).contiguous()
+            out = torch.empty((rows.shape[0], shape[0]), dtype=out_type, device=x.device)
+            with _current(x):
+                return self.product(rows, arrays, how, bias, name, out).reshape(*x.shape[:-1], shape[0])
+
+        return call
 
 
-def linear_float(r):
-    """Registry entry of ``linear`` with float activations."""
-    from .triton_kernels import run
+class IntLinear(Linear):
+    name, operator = "triton_int", "linear_int"
 
-    o = r.options
-    with _current(r.x):
-        bias, out = _vector(r, "float32"), r.empty(r.out_name)
-        return r.shaped(run.linear_float(r.x2, r.w, bias, o["activation"], o["compute_dtype"], out))
+    def how(self, options):
+        return options["input_quant"]
+
+    def how_given(self, given, arrays):
+        return quant_of(*given)
+
+    def arrays(self, r):
+        from .triton_kernels.device import int_arrays
+
+        return int_arrays(r.w, r.x.device)
+
+    def product(self, x, w, quant, bias, activation, out):
+        from .triton_kernels import run
+
+        return run.linear_int(x, w, quant, bias, activation, out)
+
+
+class FloatLinear(Linear):
+    name, operator = "triton_float", "linear_float"
+
+    def how(self, options):
+        return options["compute_dtype"]
+
+    def how_given(self, given, arrays):  # the block was made for one dtype of the products
+        return dtype_name(arrays.zero if arrays.table is None else arrays.table)
+
+    def arrays(self, r):
+        from .triton_kernels import run
+        from .triton_kernels.device import float_arrays
+
+        return float_arrays(r.w, r.x.device, run.product_dtype(r.x, r.w, r.options["compute_dtype"]))
+
+    def product(self, x, w, compute_dtype, bias, activation, out):
+        from .triton_kernels import run
+
+        return run.linear_float(x, w, bias, activation, compute_dtype, out)
+
+
+@functools.lru_cache(maxsize=1024)
+def quant_of(mode, bits, signed, scale, zero_point, power):
+    """The InputQuant of which cpu.quant_numbers says this."""
+    granularity = {0: "token", 1: "tensor", 2: "tensor", 3: "channel"}.get(mode)
+    static = {"scale": scale, "zero_point": zero_point or None} if mode == 2 else {}
+    return InputQuant(bits, granularity, signed=signed, power=0.5 if power else None, **static)
+
+
+INT, FLOAT = IntLinear(), FloatLinear()
+RUNS = INT, FLOAT
 
 
 def matmul_int(r):

@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import qkernels as qk
-from qkernels import _torch_ops, cuda, registry
+from qkernels import _torch_device, cuda, registry
 
 Q = qk.InputQuant()
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU says")
@@ -115,40 +115,12 @@ def test_explain_names_what_the_cuda_kernel_lacks(emulated, w, rng):
 
 
 def test_a_weight_is_prepacked_once(emulated, w, monkeypatch):
-    made = []
-    block = cuda.int8_block
-    monkeypatch.setattr(cuda, "int8_block", lambda w: made.append(w) or block(w))
+    made, upload = [], cuda.upload
+    monkeypatch.setattr(cuda, "upload", lambda array, where: made.append(array) or upload(array, where))
     for _ in range(3):
         qk.linear(torch.randn(3, 32), w, input_quant=Q, backend="cuda")
         qk.matmul_int(torch.ones(3, 32, dtype=torch.int8), w, backend="cuda")
     assert len(made) == 1
-
-
-@pytest.mark.parametrize("mode", ["token", "tensor", "static", "channel"])
-def test_the_torch_operator_on_a_device(emulated, mode, rng):
-    """What torch.compile calls, on the emulator: the same results as the eager call."""
-    scale = rng.uniform(0.5, 2, 40).astype(np.float32) if mode == "channel" else None
-    w = qk.IntWeight.quantize(
-        rng.standard_normal((24, 40)), bits=4, symmetric=mode != "static", input_scale=scale
-    )
-    q = {
-        "token": qk.InputQuant(bits=6),
-        "tensor": qk.InputQuant(granularity="tensor", signed=False),
-        "static": qk.InputQuant(granularity="tensor", scale=0.03, zero_point=5),
-        "channel": qk.InputQuant(granularity="channel"),
-    }[mode]
-    x, bias = torch.from_numpy(rng.standard_normal((2, 3, 40)).astype(np.float32)), torch.randn(24)
-    block, flags = cuda.packed_tensor(w, x.device)
-    numbers = (cuda.input_mode(q), q.bits, q.signed, q.scale if mode == "static" else 1.0, q.zero_point or 0)
-    y = _torch_ops._linear_int_cuda(x, block, bias, 24, *numbers, 1, torch.float32, False, flags)
-    assert y.shape == (2, 3, 24)
-    expected = qk.linear(x, w, bias, "relu", input_quant=q, backend="reference")
-    assert torch.equal(y, expected)
-    for wrong in (block[:-256], block.to(torch.int8), torch.zeros(0, dtype=torch.uint8)):
-        with pytest.raises((TypeError, ValueError), match="packed"):
-            _torch_ops._linear_int_cuda(x, wrong, bias, 24, *numbers, 1, torch.float32, False, flags)
-    with pytest.raises(ValueError, match="bias"):
-        _torch_ops._linear_int_cuda(x, block, bias[:5], 24, *numbers, 1, torch.float32, False, flags)
 
 
 def test_the_fake_of_the_operator_keeps_the_device():
@@ -160,51 +132,27 @@ def test_the_fake_of_the_operator_keeps_the_device():
         assert (y.device, y.dtype, y.shape) == (torch.device("cuda:0"), torch.bfloat16, (2, 3, 24))
 
 
-def test_dynamo_traces_the_operator_for_a_device(emulated, w, monkeypatch):
-    """torch.compile with tensors on a device, without one: one graph, whose weight is the block of that device."""
-    mode, graphs = FakeTensorMode(allow_non_fake_inputs=True), []
-
-    def upload(array, where):
-        with mode:
-            return torch.empty(array.nbytes, dtype=torch.uint8, device=where)
-
-    def backend(module, inputs):
-        graphs.append(module)
-        return module.forward
-
-    monkeypatch.setattr(cuda, "upload", upload)
-    with mode:
-        x, bias = torch.empty(3, 32, device="cuda:0"), torch.empty(24, device="cuda:0")
-        call = torch.compile(
-            lambda x, b: qk.linear(x, w, b, "relu", input_quant=Q) * 2, backend=backend, fullgraph=True
-        )
-        y = call(x, bias)
-        assert y.device == torch.device("cuda:0") and y.shape == (3, 24)
-        assert len(graphs) == 1 and "qkernels.linear_int" in graphs[0].code
-        for refused, reason in (
-            ({}, "weight-only"),
-            ({"input_quant": Q, "backend": "cpu"}, "backend is 'cpu'"),
-        ):
-            with pytest.raises(Exception, match=reason):
-                torch.compile(lambda x, o=refused: qk.linear(x, w, **o), backend=backend, fullgraph=True)(x)
-    torch._dynamo.reset()
-
-
-def test_a_module_without_cuda_kernels_has_no_layout_there(w, monkeypatch):
-    """Other backends run it all the same; compiled code is told."""
+@needs_no_gpu
+def test_compiled_code_is_told_what_is_missing(w, monkeypatch):
+    """Of the CUDA rows and of Triton's."""
     monkeypatch.setattr(cuda, "native", None)
     monkeypatch.setattr(cuda, "_why_missing", "cannot import name '_cuda'")
-    assert _torch_ops.layout_on(w, Q, torch.device("cuda", 0)) == (None, 0)
+    with pytest.raises(qk.UnsupportedError) as e:
+        _torch_device.block_on_device(on_cuda(3, 32), w, Q, None, None, None)
+    told = str(e.value)
+    assert told.startswith("linear: under torch.compile: no kernel takes this call")
+    assert "linear/IntWeight/cuda-sm80: qkernels was built without CUDA" in told
+    assert "linear/IntWeight/triton: torch sees no CUDA GPU" in told and "BinaryWeight" not in told
 
 
 def test_native_checks_what_reaches_it(emulated, w):
     """A block of another shape, scratch memory that is too small, arrays that are not there."""
-    tensor, flags = cuda.packed_tensor(w, torch.device("cpu"))
+    tensor, facts = cuda.INT8.tensor(w, torch.device("cpu"))
     with pytest.raises(ValueError, match="not a prepacked weight of this shape"):
-        cuda.native_weight(tensor, 24, 80, flags)
+        cuda.INT8.view(tensor, 24, 80, facts)
     with pytest.raises(ValueError, match="out of range"):
-        cuda.native_weight(tensor, -1, 32, flags)
-    weight = cuda.native_weight(tensor, 24, 32, flags)
+        cuda.INT8.view(tensor, -1, 32, facts)
+    weight = cuda.INT8.view(tensor, 24, 32, facts)
     x, out = torch.randn(3, 32), torch.empty(3, 24)
     numbers = (0, x.data_ptr(), 0, 3, 32, *cuda.quantization(Q), 0, 0, 0, out.data_ptr())
     memory = torch.empty(weight.scratch_bytes(3), dtype=torch.uint8)

@@ -257,31 +257,3 @@ def test_smooth_activations(native, activation):
     y = qk.linear(torch.from_numpy(x), w, torch.from_numpy(bias), activation, input_quant=q, backend="cuda")
     error = np.abs(y.numpy().astype(np.float64) - expected)
     assert (error <= 1e-6 + 2e-6 * np.abs(expected)).all(), error.max()
-
-
-def test_a_remembered_call_answers_for_its_options_alone(native, rng):
-    w = weight(rng, 40, 30, zero_point=True)
-    for options in (
-        {"input_quant": qk.InputQuant()},
-        {"input_quant": qk.InputQuant(granularity="tensor"), "activation": "relu"},
-        {"input_quant": qk.InputQuant(), "out_dtype": torch.bfloat16},
-    ):
-        x = torch.randn(2, 3, 30)
-        bias = torch.randn(40)
-        key = tuple(
-            {"dtype": x.dtype, "activation": None, "input_quant": None, "out_dtype": None, **options}.values()
-        )
-        assert cuda.same_as_before(x, w, None, key) is None
-        request = qk.ops.linear_request(x, w, backend="cuda", **options)
-        cuda.keep_plan(request, key)
-        for x in (torch.randn(2, 3, 30), torch.randn(30), torch.randn(20, 30), torch.randn(0, 30)):
-            for b in (None, bias):
-                expected = qk.linear(x, w, b, backend="reference", **options)
-                assert_same(cuda.same_as_before(x, w, b, key), expected)
-        for x, b in (
-            (torch.randn(3, 31), None),
-            (torch.randn(30, 3).T, None),
-            (torch.randn(3, 30), bias[:39]),
-        ):
-            assert cuda.same_as_before(x, w, b, key) is None
-        assert cuda.same_as_before(torch.randn(3, 30), w, bias.double(), key) is None

@@ -3,18 +3,20 @@ the emulator everywhere. On a GPU with fresh numbers in each run (QKERNELS_TEST_
 """
 
 import os
+import pickle
 import time
 
 import cuda_builds
 import numpy as np
 import pytest
 import torch
-from helpers import as_array, assert_same
+from helpers import assert_same
+from test_cuda_compile import arguments
 from test_cuda_float import check_product
 from test_linear_float import CASES, check, weight
 
 import qkernels as qk
-from qkernels import _torch_ops, cuda, registry
+from qkernels import _torch_ops, registry
 
 GPU = torch.cuda.is_available()
 ROWS = [k for k in registry._table if k.backend in registry.DEVICE_BACKENDS]
@@ -267,19 +269,75 @@ def test_what_is_not_finite_becomes_nan(bad, rng):
     assert_same(y[rest], expected[rest])
 
 
+def case_of(kernel, device, rng):
+    """A weight, activations (7, 320), a bias and the options of a call that a row of ``linear`` takes."""
+    x = torch.from_numpy(rng.standard_normal((7, 320)).astype(np.float32)).to(device)
+    bias = torch.from_numpy(rng.standard_normal(256).astype(np.float32)).to(device)
+    signs = kernel.format in ("BinaryWeight", "TernaryWeight")
+    quants = [q for q in QUANTS if q is None or q.bits > 1 or signs]
+    for i in (0, 1, 3, 5, 7, 9):  # without groups, and with several
+        for make in makers(kernel, rng).values():
+            w = make(256, 320, i)
+            for quant in quants:
+                options = {"input_quant": quant, "activation": "relu", "backend": kernel.backend}
+                asked = lambda w=w, o=options: qk.explain("linear", x, w, bias, **o)  # noqa: E731
+                if not refused(kernel, asked) and asked().chosen is kernel:
+                    return x, w, bias, options
+    raise AssertionError("the row refused everything")
+
+
+LINEAR_ROWS = [k for k in ROWS if k.op == "linear"]
+
+
+@pytest.mark.parametrize("kernel", LINEAR_ROWS, ids=str)
+def test_the_operator_of_every_row(kernel, device, rng):
+    """The bits of the eager call; on a GPU in the hands of torch: opcheck, torch.compile, modules, each device."""
+    x, w, bias, options = case_of(kernel, device, rng)
+    eager = qk.linear(x, w, bias, **options)
+    chosen, name, args = arguments(x, w, bias, **options)
+    assert chosen is kernel
+    if device.type != "cuda":
+        assert_same(getattr(_torch_ops, f"_{name}_cuda")(*args), eager)
+        return
+    op = getattr(torch.ops.qkernels, name)
+    assert_same(op(*args).cpu(), eager.cpu())
+    torch.library.opcheck(op.default, args)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x, b: qk.linear(x, w, b, **options) * 2, fullgraph=True)
+    assert_same(compiled(x, bias).cpu(), (eager * 2).cpu())
+    for mode in ("default", "reduce-overhead"):
+        layer = qk.nn.Linear(w, bias.cpu(), options["input_quant"], "relu").cuda()
+        whole = torch.compile(
+            layer, fullgraph=True, mode=mode
+        )  # never called before: its weight is uploaded here
+        for rows in (7, 3, 7):
+            expected = layer(x[:rows]).cpu()
+            for _ in range(3):
+                assert_same(whole(x[:rows]).cpu(), expected)
+    for i in range(torch.cuda.device_count()):
+        assert_same(compiled(x.to(f"cuda:{i}"), bias.to(f"cuda:{i}")).cpu(), (eager * 2).cpu())
+
+
 @needs_gpu
-def test_torch_compile_and_opcheck(rng):
-    W = torch.from_numpy(rng.standard_normal((256, 320)).astype(np.float32))
-    w, q, bias = qk.IntWeight.quantize(W), qk.InputQuant(), torch.randn(256, device="cuda")
-    x = torch.randn(7, 320, device="cuda")
-    eager = qk.linear(x, w, bias, "relu", input_quant=q)
-    compiled = torch.compile(lambda x: qk.linear(x, w, bias, "relu", input_quant=q) * 2, fullgraph=True)
-    assert_same(compiled(x).cpu(), (eager * 2).cpu())
-    block, flags = cuda.packed_tensor(w, x.device)
-    args = (x, block, bias, 256, 0, 8, True, 1.0, 0, 1, torch.float32, False, flags)
-    torch.library.opcheck(torch.ops.qkernels.linear_int.default, args)
-    layer = qk.nn.Linear(w, bias.cpu(), q, "relu").cuda()
-    assert_same(layer(x).cpu(), eager.cpu())
-    assert_same(torch.compile(layer, fullgraph=True)(x).cpu(), eager.cpu())
-    assert as_array(layer.cpu()(x.cpu())).shape == (7, 256)
-    assert hasattr(_torch_ops, "layout_on")
+@pytest.mark.parametrize("kernel", LINEAR_ROWS, ids=str)
+def test_every_row_in_a_graph(kernel, rng):
+    """A captured call computes new inputs; a weight that was never uploaded is refused while one is captured."""
+    x, w, bias, options = case_of(kernel, torch.device("cuda"), rng)
+    static, graph = torch.zeros_like(x), torch.cuda.CUDAGraph()
+    for _ in range(2):  # the second call is the remembered one
+        expected = qk.linear(x, w, bias, **options)
+        qk.linear(static, w, bias, **options)
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        out = qk.linear(static, w, bias, **options)
+    for _ in range(3):
+        static.copy_(x)
+        out.fill_(float("nan"))
+        graph.replay()
+        assert_same(out.cpu(), expected.cpu())
+    fresh = pickle.loads(pickle.dumps(w))
+    with (
+        pytest.raises(qk.ArgumentError, match="make one call before"),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+    ):
+        qk.linear(static, fresh, bias, **options)

@@ -42,7 +42,7 @@ def test_every_contestant_computes_the_layer(bench):
             assert c.name == name and c.copies == 3 and c.error < 0.15
             assert all(torch.equal(y, c.results[0]) for y in c.results)
     weights = layer.kept["cuda", "w8a8"]
-    blocks = {cuda.packed_tensor(w, torch.device("cpu"))[0].data_ptr() for w in weights}
+    blocks = {cuda.INT8.tensor(w, torch.device("cpu"))[0].data_ptr() for w in weights}
     assert len(blocks) == 3
 
 

@@ -380,6 +380,12 @@ def test_fake_tensors():
             call()
 
 
+def test_a_dprelu_has_no_operator():
+    w = qk.BinaryWeight.quantize(torch.randn(24, 20))
+    with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(qk.UnsupportedError, match="is a DPReLU"):
+        qk.linear(torch.empty(3, 20), w, None, qk.DPReLU(0.1, 0.2), qk.InputQuant(bits=1))
+
+
 def test_observers_see_the_operator():
     """torch.jit.trace, make_fx and dispatch modes record an operator, not an empty tensor that nobody fills."""
     from torch.fx.experimental.proxy_tensor import make_fx

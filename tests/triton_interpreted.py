@@ -1,5 +1,7 @@
 """Triton kernels interpreted, on CPU tensors. tests/test_triton.py runs this file with TRITON_INTERPRET=1."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,9 @@ from test_linear_float import CASES, SHAPES, activations, check, mass, weight
 from test_narrow import extreme, poison
 
 import qkernels as qk
-from qkernels import registry
+from qkernels import _torch_device, cpu, registry
 from qkernels.formats.operand import why_no_integers
+from qkernels.ops import linear_request
 
 ROWS = [k for k in registry.kernels(device="cuda") if k.backend == "triton"]
 CONFIGS = [  # tiles of other shapes than the default's
@@ -417,3 +420,103 @@ def test_interpreter_corrections():
     fma_kernel[(1,)](x, x, z, out, half)
     assert out.tolist() == [2.0**-24, 10.0]
     assert_same(half, (z * (1 + 2.0**-8)).to(torch.bfloat16))
+
+
+# ---- the torch operators on a device -----------------------------------------------------------------------------
+
+
+def on_operator(kernel, x, w, bias, activation, out_dtype, **options):
+    """A call as the operator on CUDA tensors computes it, from one tensor and a text; and these two."""
+    request = linear_request(x, w, bias, activation, out_dtype=out_dtype, backend="triton", **options)
+    packed, layout = _torch_device.prepacked(kernel, request)
+    quant, compute_dtype = options.get("input_quant"), options.get("compute_dtype")
+    given = (compute_dtype,) if quant is None else cpu.quant_numbers(quant)
+    number, op = cpu.ACTIVATIONS[activation], kernel.run.operator
+    run_it = lambda packed, layout, x=x, n=w.shape[0]: _torch_device.run_on_device(  # noqa: E731
+        op, x, packed, bias, n, given, number, out_dtype, layout
+    )
+    return run_it, packed, layout
+
+
+def operator_cases(rng):
+    scale = np.array([0.5, 2, 1.25], np.float32).repeat(32)
+    W = rng.standard_normal((37, 96)).astype(np.float32)
+    yield qk.IntWeight.quantize(W), list(QUANTS.values())[1::2]
+    yield (
+        qk.IntWeight.quantize(W, 8, symmetric=False, input_scale=scale),
+        [qk.InputQuant(granularity="channel"), None],
+    )
+    yield qk.IntWeight.quantize(W, 4, 16, symmetric=False), [qk.InputQuant(), None]
+    yield qk.IntWeight.quantize(W, 3, 17), [qk.InputQuant(bits=5), None]
+    yield qk.PowerWeight.quantize(W, 4, 0.5), [qk.InputQuant(bits=4, power=0.5), None]
+    yield qk.CodebookWeight.quantize(W, 4, granularity="channel"), [None]
+    yield qk.CodebookWeight.quantize(W, 6), [None]
+    yield qk.TernaryWeight.quantize(W), [qk.InputQuant(), None]
+
+
+def test_operators_give_the_bits_of_linear(rng):
+    """8-bit weight-only, tables of rows, power activations: what no kernel of CUDA C++ takes."""
+    for i, (w, quants) in enumerate(operator_cases(rng)):
+        for j, quant in enumerate(quants, i):
+            dtype = (torch.float32, torch.bfloat16, torch.float16)[j % 3]
+            x = torch.from_numpy(rng.standard_normal(((3, 96), (96,), (2, 2, 96))[j % 3])).to(dtype)
+            bias = torch.from_numpy(rng.standard_normal(37).astype(np.float32)) if j % 2 else None
+            options = {"compute_dtype": "float32"} if quant is None and j % 4 == 3 else {"input_quant": quant}
+            asked = {"activation": (None, "relu")[j % 2], "out_dtype": (dtype, torch.float32)[j // 2 % 2]}
+            kernel = qk.explain("linear", x, w, bias, **asked, **options, backend="triton").chosen
+            poison(rng)
+            y = kernel(x, w, bias, **asked, **options)
+            call, packed, layout = on_operator(kernel, x, w, bias, **asked, **options)
+            poison(rng)
+            assert_same(call(packed.clone(), layout), y)
+            assert packed.dtype is torch.uint8 and packed.is_contiguous()
+
+
+def test_a_weight_lies_on_a_device_once(rng):
+    """What the operator takes are the bytes that eager calls read."""
+    w, x = int_weight(rng, 33, 70, 4, 32, True), torch.ones(2, 70)
+    kernel = qk.explain("linear", x, w, backend="triton").chosen
+    _, packed, _ = on_operator(kernel, x, w, None, None, torch.float32)
+    arrays = run.float_arrays(w, x.device, torch.bfloat16)
+    assert arrays.block is packed and arrays.nbytes == packed.numel()
+    for part in (arrays.codes, arrays.scale, arrays.zero):
+        assert packed.data_ptr() <= part.data_ptr() < packed.data_ptr() + packed.numel()
+        assert (part.data_ptr() - packed.data_ptr()) % 256 == 0 and part.is_contiguous()
+
+
+def test_a_tensor_that_does_not_fit_its_layout_is_refused(rng):
+    w, x = int_weight(rng, 33, 70, 8, None, True), torch.ones(2, 70)
+    kernel = qk.explain("linear", x, w, input_quant=qk.InputQuant(), backend="triton").chosen
+    call, packed, layout = on_operator(kernel, x, w, None, None, torch.float32, input_quant=qk.InputQuant())
+    name, version, shape, facts = json.loads(layout)
+    units, inner, square, parts = facts
+    good = call(packed, layout)
+    others = [
+        [["table", *p[1:]] if p[0] == "codes" else p for p in parts],
+        parts[1:],
+        [["x", *p[1:]] for p in parts],
+    ]
+    others += [[[p[0], p[1], p[2], p[3] + step] for p in parts] for step in (-256, 4, 1 << 20)]
+    others += [
+        [[p[0], "float32", *p[2:]] for p in parts],
+        [[p[0], p[1], [64, *p[2][1:]], p[3]] for p in parts],
+    ]
+    bad = [[units, inner, square, other] for other in others]
+    bad += [
+        [[*units[:2], 7, *units[3:]], inner, square, parts],
+        [units, [33, 71], square, parts],
+        [units[:3], *facts[1:]],
+    ]
+    for wrong in bad:
+        with pytest.raises((TypeError, ValueError, AttributeError, RuntimeError)):
+            call(packed, json.dumps([name, version, shape, wrong]))
+            pytest.fail(f"{wrong} was accepted")
+    for tensor, change in (
+        (packed[:-256], {}),
+        (packed, {"x": x[:, :69]}),
+        (packed, {"n": 32}),
+        (packed.clone()[:256], {}),
+    ):
+        with pytest.raises(ValueError):
+            call(tensor, layout, **change)
+    assert_same(call(packed, layout), good)

@@ -68,7 +68,7 @@ void bind_cuda_binary(py::module_& m) {
                         "BinaryWeight: a size is out of range");
                 const auto layout = qk::cuda::binary_layout(n, k, ternary);
                 require(data % 16 == 0 && bytes == layout.total_bytes,
-                        "BinaryWeight: not a prepacked weight of this shape: make it with qkernels.cuda_binary.packed");
+                        "BinaryWeight: not a prepacked weight of this shape");
                 return Weight{{layout, pointer<char>(data)}, device, std::move(owner)};
             }))
         .def("scratch_bytes",

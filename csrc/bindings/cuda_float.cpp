@@ -64,7 +64,7 @@ void bind_cuda_float(py::module_& m) {
             Weight w{{}, device, std::move(owner)};
             w.view.layout = qk::cuda::float_layout(n, k, group, half_scales, has_offset, has_input_scale);
             require(data % 16 == 0 && bytes == w.view.layout.total_bytes,
-                    "FloatWeight: not a prepacked weight of this shape: make it with qkernels.cuda_float.packed");
+                    "FloatWeight: not a prepacked weight of this shape");
             w.view.base = pointer<char>(data);
             w.view.has_offset = has_offset;
             w.view.has_input_scale = has_input_scale;
@@ -82,7 +82,7 @@ void bind_cuda_float(py::module_& m) {
                  return qk::cuda::scratch_bytes(w.view, rows, static_cast<qk::DType>(compute));
              })
         .def("linear",
-             [](const Weight& w, Address stream, Address x, int x_type, int compute, int64_t rows, int64_t ldx,
+             [](const Weight& w, Address stream, Address x, int x_type, int64_t rows, int64_t ldx, int compute,
                 Address bias, int activation, int out_type, Address out, Address scratch, int64_t bytes) {
                  require(x_type >= 0 && x_type <= 2 && compute >= 0 && compute <= 2, "linear: a dtype is out of range");
                  require(rows >= 0 && rows < (int64_t{1} << 31), "linear: the number of rows is out of range");

@@ -91,8 +91,7 @@ void bind_cuda_gemm(py::module_& m) {
             require(n >= 0 && k >= 0 && n < (int64_t{1} << 31) && k < (int64_t{1} << 31),
                     "Int8Weight: a size is out of range");
             const auto layout = qk::cuda::int8_layout(n, k, has_zero_point, has_input_scale);
-            require(data % 16 == 0 && bytes == layout.total_bytes,
-                    "Int8Weight: not a prepacked weight of this shape: make it with qkernels.cuda.packed");
+            require(data % 16 == 0 && bytes == layout.total_bytes, "Int8Weight: not a prepacked weight of this shape");
             Weight w{{layout, pointer<char>(data), has_zero_point, has_input_scale, {}}, device, std::move(owner)};
             const qk::cuda::DeviceGuard guard(device);
             qk::cuda::prepare(w.view);

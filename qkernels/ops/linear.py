@@ -2,7 +2,7 @@
 
 import sys
 
-from .. import cuda, registry
+from .. import registry
 from .._arrays import is_torch
 from ..cpu import FLOATS, dtype_name
 from ..errors import ArgumentError, DTypeError
@@ -90,19 +90,12 @@ def linear(
                 return y
     request = linear_request(x, w, bias, activation, input_quant, compute_dtype, out_dtype, backend)
     kernel = registry.pick(request)
-    if traced and kernel.backend == x.device.type:
+    if traced and (kernel.backend == "cpu" or x.is_cuda):
         from .. import _torch_ops
 
-        (block, flags), exact = (
-            _torch_ops.layout_on(w, input_quant, x.device),
-            compute_dtype == "float32",
-        )
-        out_dtype = getattr(torch, request.out_name)
-        return _torch_ops.linear_on_block(
-            x, block, bias, w.shape[0], input_quant, exact, activation, out_dtype, flags
-        )
-    if is_torch(x) and w.shape[1] and (kernel.backend == "cpu" or (x.is_cuda and kernel.run is cuda.linear)):
-        keep_plan(request, activation, input_quant, compute_dtype, out_dtype, backend)
+        return _torch_ops.linear_traced(kernel, request)
+    if is_torch(x) and w.shape[1] and kernel.backend == ("cuda" if x.is_cuda else "cpu"):
+        keep_plan(kernel.run, request, activation, input_quant, compute_dtype, out_dtype, backend)
     return kernel.run(request)
 
 

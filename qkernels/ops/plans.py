@@ -2,7 +2,7 @@
 
 import sys
 
-from .. import cpu, cpu_binary, cpu_float, cuda, registry
+from .. import cpu, cpu_binary, cpu_float, cuda_linear, registry
 from ..cpu import FLOATS, dtype_name
 from ..errors import ArgumentError
 
@@ -27,7 +27,7 @@ def same_as_before(torch, x, w, bias, activation, input_quant, compute_dtype, ou
     """
     if x.is_cuda:
         options = x.dtype, activation, input_quant, compute_dtype, out_dtype, backend
-        return cuda.same_as_before(x, w, bias, options)
+        return cuda_linear.same_as_before(x, w, bias, options)
     try:
         plan = w.__dict__["_plans"][
             x.dtype, activation, input_quant, compute_dtype, out_dtype, backend, registry._forced
@@ -61,11 +61,11 @@ def _plain_bias(torch, bias, n):
     )
 
 
-def keep_plan(r, activation, input_quant, compute_dtype, out_dtype, backend):
+def keep_plan(run, r, activation, input_quant, compute_dtype, out_dtype, backend):
     torch = sys.modules["torch"]
     if r.x.is_cuda:
         options = r.x.dtype, activation, input_quant, compute_dtype, out_dtype, backend
-        return cuda.keep_plan(r, options)
+        return cuda_linear.keep_plan(run, r, options)
     plans = r.w.__dict__.setdefault("_plans", {})
     key = (r.x.dtype, activation, input_quant, compute_dtype, out_dtype, backend, registry._forced)
     if key not in plans:

@@ -11,6 +11,7 @@ from .. import (
     cuda_binary,
     cuda_float,
     cuda_int4,
+    cuda_linear,
     reference_backend,
     registry,
 )
@@ -143,20 +144,22 @@ def add_cuda_rows(op, formats, arch, core, call, *refusals, exactness="exact", t
         registry.register(Kernel(op, name, "cuda", None, core, accepts, call, exactness, tag, arch))
 
 
-add_cuda_rows("linear", FLOAT_FORMATS, "sm80", "gemm", cuda.linear, cuda.refuses_quant, cuda.refuses_weight)
 add_cuda_rows(
-    *("linear", ("IntWeight", *TABLE_FORMATS), "sm80", "gemm", cuda_int4.linear),
+    "linear", FLOAT_FORMATS, "sm80", "gemm", cuda_linear.INT8, cuda.refuses_quant, cuda.refuses_weight
+)
+add_cuda_rows(
+    *("linear", ("IntWeight", *TABLE_FORMATS), "sm80", "gemm", cuda_linear.INT4),
     *(cuda_int4.refuses_quant, cuda_int4.refuses_weight),
     tag="int4",
 )
 _few_bits = tuple(f for f in FLOAT_FORMATS if f != "MixedIntWeight")  # some of its rows are wider than 4 bits
 add_cuda_rows(
-    *("linear", _few_bits, "sm80", "gemm_float", cuda_float.linear),
+    *("linear", _few_bits, "sm80", "gemm_float", cuda_linear.FLOAT),
     *(cuda_float.refuses_options, cuda_float.refuses_weight),
     **_float,
 )
 add_cuda_rows(
-    "linear", BITS_FORMATS, "sm80", "binary", cuda_binary.linear, cuda_binary.refuses_quant, tag="signs"
+    "linear", BITS_FORMATS, "sm80", "binary", cuda_linear.SIGNS, cuda_binary.refuses_quant, tag="signs"
 )
 for _op in ("matmul_binary", "linear_binary"):
     add_cuda_rows(_op, BITS_FORMATS, "sm80", "binary", getattr(cuda_binary, _op), cuda_binary.refuses_bits)
@@ -165,7 +168,7 @@ for _op in ("matmul_int", "linear_requant"):
     add_cuda_rows(_op, FLOAT_FORMATS, "sm80", "gemm", getattr(cuda, _op), cuda.refuses_weight)
 add_cuda_rows("requantize", (None,), "sm80", "elementwise", cuda.requantize)
 add_cuda_rows(
-    "quantize_activations", (None,), "sm80", "elementwise", cuda.quantize_activations, cuda.refuses_power
+    "quantize_activations", (None,), "sm80", "elementwise", cuda.quantize_activations, cuda.refuses_quant
 )
 
 
@@ -179,9 +182,9 @@ def add_triton_rows(op, formats, core, call, accepts, exactness="exact", tag=Non
         registry.register(Kernel(op, name, "triton", None, core, accepts, call, exactness, tag))
 
 
-add_triton_rows("linear", FLOAT_FORMATS, "gemm", triton.linear, triton.accepts_integers)
+add_triton_rows("linear", FLOAT_FORMATS, "gemm", triton.INT, triton.accepts_integers)
 _float = {"exactness": "float", "tag": "float"}
-add_triton_rows("linear", FLOAT_FORMATS, "gemm_float", triton.linear_float, triton.accepts_floats, **_float)
+add_triton_rows("linear", FLOAT_FORMATS, "gemm_float", triton.FLOAT, triton.accepts_floats, **_float)
 for _op in ("matmul_int", "linear_requant"):
     add_triton_rows(_op, FLOAT_FORMATS, "gemm", getattr(triton, _op), triton.accepts_codes)
 for _op in ("requantize", "quantize_activations"):
