@@ -119,7 +119,7 @@ def test_plans(native):
                     -n // 16
                 )
                 assert groups % 2 == 0 and size <= 48 << 10
-                assert groups * (m * 80 + 64) <= size
+                assert groups * (-(-m // 2) * 160 + 64) <= size
                 if n == 4096:
                     assert tiles == 256
     assert native.plan_int4(1, 4096, 4096, 128, True, True, 132)[4] == 32  # one round

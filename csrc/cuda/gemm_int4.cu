@@ -26,62 +26,109 @@ struct Tile {
     static constexpr int kPipeline = kStages * kStage, kResults = kTokens * kPitch * 4;
     static constexpr int kShared = kPipeline > kResults ? kPipeline : kResults;
     static constexpr int kBlocksAtOnce = ROWS * COLUMNS > 8 ? 1 : 2;  // of a multiprocessor
-    static_assert(kShared <= 99 << 10 && kSteps * kTiles * 4 <= kThreads && kSteps * kTokens / 4 <= kThreads);
+    static_assert(kShared <= 99 << 10);
 };
 
-// The group that ends with a step, or -1.
-__device__ __forceinline__ int64_t group_ending(const Int4Layout& l, uint32_t step) {
-    const uint32_t steps = static_cast<uint32_t>(l.group_steps), group = step / steps;
-    const bool ends = step + 1 == (group + 1) * steps || step + 1 == l.k_pad / kStep;
-    return ends && group < l.groups ? static_cast<int64_t>(group) : -1;
-}
-
+// What this thread copies of every stage. Addresses and groups advance: multiplications and divisions would cost as
+// much as a stage's products. Each thread has one piece of the codes, kPieces of the activations, and some have
+// constants: those of channels, or sums of activations.
 template <class T>
-__device__ __forceinline__ void load_w(const GemmInt4& g, char* stage, int64_t n0, int64_t first) {
-    const Int4Layout& l = g.layout;
-    const int64_t blocks = l.k_pad / kFloatK;
+class Copies {
+  public:
+    __device__ __forceinline__ Copies(const GemmInt4& g, int64_t n0, int64_t m0) : g_(g) {
+        const Int4Layout& l = g.layout;
+        const int thread = threadIdx.x;
+        steps_ = static_cast<uint32_t>(l.k_pad / kStep);
+        groups_ = static_cast<uint32_t>(l.groups);
+        group_steps_ = static_cast<uint32_t>(l.group_steps);
+
+        const int64_t blocks = l.k_pad / kFloatK, tile = n0 / kFloatN + thread / 32 % T::kTiles;
+        w_step_ = thread / 32 / T::kTiles * 2;
+        if (tile * kFloatN >= l.n_pad) w_step_ = kNever;
+        w_ = w_step_ < steps_ ? g.w + (tile * blocks + w_step_ / 2) * kFloatBytes + thread % 32 * 16 : g.w;
 #pragma unroll
-    for (int i = 0; i < T::kX / 16; i += kThreads) {
-        const int chunk = i + threadIdx.x, tile = chunk / 32 % T::kTiles;
-        if (T::kX / 16 % kThreads != 0 && chunk >= T::kX / 16) break;
-        const int64_t block = first + chunk / 32 / T::kTiles;
-        const bool real = n0 + tile * kFloatN < l.n_pad && block < blocks;
-        const int64_t at = real ? ((n0 / kFloatN + tile) * blocks + block) * kFloatBytes + chunk % 32 * 16 : 0;
-        cp_async_16(stage + chunk * 16, g.w + at, real ? 16 : 0);
-    }
-    if (threadIdx.x < T::kSteps * T::kTiles * 4) {
-        const int row = threadIdx.x / 4, part = threadIdx.x % 4, tile = row % T::kTiles;
-        const int64_t group = group_ending(l, static_cast<uint32_t>(first * 2 + row / T::kTiles));
-        if (group >= 0 && n0 + tile * kFloatN < l.n_pad) {
-            const int64_t at = ((n0 / kFloatN + tile) * l.groups + group) * kFloatN;
-            if (part < l.scale_bytes)
-                cp_async_16(stage + T::kScale + row * 64 + part * 16, g.scale + at * l.scale_bytes + part * 16);
-            if (g.x_zero != 0) cp_async_16(stage + T::kOffset + row * 64 + part * 16, g.offset + at + part * 4);
-            if (g.zero != nullptr && part == 0) cp_async_16(stage + T::kZero + row * 16, g.zero + at);
+        for (int i = 0; i < kPieces; ++i) {
+            const int chunk = i * kThreads + thread;
+            const int64_t row = m0 + chunk / 2 % T::kTokens;
+            x_step_[i] = row < g.m ? chunk / 2 / T::kTokens : kNever;
+            x_[i] = x_step_[i] < steps_ ? g.x + row * l.k_pad + x_step_[i] * kStep + chunk % 2 * 16 : g.x;
         }
-    }
-}
 
-template <class T>
-__device__ __forceinline__ void load_x(const GemmInt4& g, char* stage, int64_t m0, int64_t first) {
-    const Int4Layout& l = g.layout;
-    constexpr int kChunks = T::kSteps * T::kTokens * kStep / 16;
+        constexpr int kFours = T::kTokens / 4, kRest = kThreads / 2;
+        const int64_t panel = n0 / kFloatN + thread / 4 % T::kTiles, four = m0 + (thread - kRest) % kFours * 4;
+        step_ = kNever;
+        if (thread < T::kSteps * T::kTiles * 4 && panel * kFloatN < l.n_pad) {
+            step_ = thread / 4 / T::kTiles;
+            at_ = panel * l.groups * kFloatN;
+        } else if (thread >= kRest && thread < kRest + T::kSteps * kFours && g.zero != nullptr && four < g.m_pad) {
+            step_ = (thread - kRest) / kFours;
+            at_ = four;
+        }
+        group_ = step_ / group_steps_;
+        in_group_ = step_ - group_ * group_steps_;
+        groups_on_ = T::kSteps / group_steps_;
+        steps_on_ = T::kSteps - groups_on_ * group_steps_;
+    }
+
+    // Of the next stage, into memory of it.
+    __device__ __forceinline__ void weights(char* stage) {
+        cp_async_16(stage + threadIdx.x * 16, w_, w_step_ < steps_ ? 16 : 0);
+        advance(w_, w_step_, T::BLOCKS * kFloatBytes);
+        if (threadIdx.x >= kThreads / 2) return;
+        if (ends()) {
+            const Int4Layout& l = g_.layout;
+            const int row = threadIdx.x / 4, part = threadIdx.x % 4;
+            const int64_t at = at_ + group() * kFloatN;
+            if (part < l.scale_bytes)
+                cp_async_16(stage + T::kScale + row * 64 + part * 16, g_.scale + at * l.scale_bytes + part * 16);
+            if (g_.x_zero != 0) cp_async_16(stage + T::kOffset + row * 64 + part * 16, g_.offset + at + part * 4);
+            if (g_.zero != nullptr && part == 0) cp_async_16(stage + T::kZero + row * 16, g_.zero + at);
+        }
+        advance_group();
+    }
+    __device__ __forceinline__ void activations(char* stage) {
 #pragma unroll
-    for (int i = 0; i < kChunks; i += kThreads) {
-        const int chunk = i + threadIdx.x, token = chunk / 2 % T::kTokens;
-        if (kChunks % kThreads != 0 && chunk >= kChunks) break;
-        const int64_t k = first * kFloatK + chunk / 2 / T::kTokens * kStep;
-        const bool real = m0 + token < g.m && k < l.k_pad;
-        const int64_t at = real ? (m0 + token) * l.k_pad + k + chunk % 2 * 16 : 0;
-        cp_async_16(stage + T::kX + chunk * 16, g.x + at, real ? 16 : 0);
+        for (int i = 0; i < kPieces; ++i) {
+            cp_async_16(stage + T::kX + (i * kThreads + threadIdx.x) * 16, x_[i], x_step_[i] < steps_ ? 16 : 0);
+            advance(x_[i], x_step_[i], T::kSteps * kStep);
+        }
+        if (threadIdx.x < kThreads / 2) return;
+        if (ends())
+            cp_async_16(stage + T::kSum + (threadIdx.x - kThreads / 2) * 16, g_.x_sum + at_ + group() * g_.m_pad);
+        advance_group();
     }
-    constexpr int kFours = T::kTokens / 4;
-    if (g.zero != nullptr && threadIdx.x < T::kSteps * kFours) {
-        const int64_t group = group_ending(l, static_cast<uint32_t>(first * 2 + threadIdx.x / kFours));
-        const int64_t m = m0 + threadIdx.x % kFours * 4;
-        if (group >= 0 && m < g.m_pad) cp_async_16(stage + T::kSum + threadIdx.x * 16, g.x_sum + group * g.m_pad + m);
+
+  private:
+    static constexpr int kPieces = T::kSteps * T::kTokens * kStep / 16 / kThreads;
+    static constexpr uint32_t kNever = 0xf0000000u;  // a step that no K has, nor has it after further ones
+    static_assert(T::kX == kThreads * 16 && kPieces * kThreads * 16 == T::kSteps * T::kTokens * kStep);
+    static_assert(T::kSteps * T::kTiles * 4 <= kThreads / 2 && T::kSteps * T::kTokens / 4 <= kThreads / 2);
+
+    __device__ __forceinline__ void advance(const uint8_t*& from, uint32_t& step, int bytes) {
+        step += T::kSteps;
+        if (step < steps_) from += bytes;  // beyond the end nothing is read, but an address has to be one
     }
-}
+    // Whether this thread's step is the last of its group; the last group's is that of K.
+    __device__ __forceinline__ bool ends() const {
+        return step_ + 1 == steps_ || (in_group_ + 1 == group_steps_ && group_ + 1 < groups_ && step_ < steps_);
+    }
+    __device__ __forceinline__ int64_t group() const { return group_ < groups_ ? group_ : groups_ - 1; }
+    __device__ __forceinline__ void advance_group() {
+        step_ += T::kSteps;
+        group_ += groups_on_;
+        in_group_ += steps_on_;
+        if (in_group_ < group_steps_) return;
+        in_group_ -= group_steps_;
+        ++group_;
+    }
+
+    const GemmInt4& g_;
+    uint32_t steps_, groups_, group_steps_;
+    const uint8_t *w_, *x_[kPieces];
+    uint32_t w_step_, x_step_[kPieces];
+    uint32_t step_, group_, in_group_, groups_on_, steps_on_;  // of the constants
+    int64_t at_ = 0;                                           // of group 0
+};
 
 // total += scale * (sum less what zero points take from it), for a group that ended with a step of the stage.
 template <class T, Decoder D>
@@ -126,9 +173,10 @@ __global__ void __launch_bounds__(kThreads, T::kBlocksAtOnce) gemm_int4_tiles(co
     const Int4Layout& l = g.layout;
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     const int tile = warp % kChannelWarps * T::ROWS, token = warp / kChannelWarps * 8 * T::COLUMNS;  // of the warp
-    const int64_t n_tiles = ceil_div(l.n, T::kChannels), blocks = l.k_pad / kFloatK;
+    const int64_t n_tiles = ceil_div(l.n, T::kChannels);
     const int64_t n0 = blockIdx.x % n_tiles * T::kChannels, m0 = blockIdx.x / n_tiles * T::kTokens;
-    const int64_t stages = ceil_div(blocks, T::BLOCKS);
+    const int stages = static_cast<int>(ceil_div(l.k_pad / kStep, T::kSteps));
+    Copies<T> copies(g, n0, m0);
 
     int32_t acc[T::ROWS][T::COLUMNS][4] = {};
     float total[T::ROWS][T::COLUMNS][4];
@@ -136,57 +184,75 @@ __global__ void __launch_bounds__(kThreads, T::kBlocksAtOnce) gemm_int4_tiles(co
     for (int i = 0; i < T::ROWS * T::COLUMNS * 4; ++i) total[i / 4 / T::COLUMNS][i / 4 % T::COLUMNS][i % 4] = g.start;
 #pragma unroll
     for (int s = 0; s < T::kStages - 1; ++s)
-        if (s < stages) load_w<T>(g, shared + s * T::kStage, n0, s * T::BLOCKS);
+        if (s < stages) copies.weights(shared + s * T::kStage);
     wait_for_previous();
 #pragma unroll
     for (int s = 0; s < T::kStages - 1; ++s) {
-        if (s < stages) load_x<T>(g, shared + s * T::kStage, m0, s * T::BLOCKS);
+        if (s < stages) copies.activations(shared + s * T::kStage);
         cp_async_commit();
     }
-    const uint32_t group_steps = static_cast<uint32_t>(l.group_steps);
-    uint32_t left = group_steps, groups = static_cast<uint32_t>(l.groups);  // steps of the group; groups to come
+    // Steps until a group ends; the last one ends where K does, padding included.
+    int groups = static_cast<int>(l.groups);
+    const int group_steps = static_cast<int>(l.group_steps);
+    const int last_steps = static_cast<int>(l.k_pad / kStep - (l.groups - 1) * l.group_steps);
+    int left = groups == 1 ? last_steps : group_steps;
+    constexpr int kNoGroup = 1 << 30;  // the stage goes on, K does not
+    constexpr int kHeld = T::COLUMNS == 8 ? 1 : T::kSteps;  // steps whose activations registers hold
+    char *stage = shared, *free = shared + (T::kStages - 1) * T::kStage;
 #pragma unroll 1
-    for (int64_t at = 0; at < stages; ++at) {
+    for (int at = 0; at < stages; ++at) {
         cp_async_wait<T::kStages - 2>();
         __syncthreads();  // the stage has arrived for all, and all have read the one that is loaded next
-        const int64_t next = at + T::kStages - 1;
-        if (next < stages) {
-            load_w<T>(g, shared + next % T::kStages * T::kStage, n0, next * T::BLOCKS);
-            load_x<T>(g, shared + next % T::kStages * T::kStage, m0, next * T::BLOCKS);
+        if (at + T::kStages - 1 < stages) {
+            copies.weights(free);
+            copies.activations(free);
         }
         cp_async_commit();
-        const char* stage = shared + at % T::kStages * T::kStage;
+        free = stage;
         const auto* codes = reinterpret_cast<const uint4*>(stage) + tile * 32 + lane;
         const auto* x = reinterpret_cast<const uint2*>(stage + T::kX) + token * 4 + lane;
+        // What a warp multiplies is read before the first product: groups may end between products, and nothing moves
+        // over a branch by itself.
+        uint4 words[T::BLOCKS][T::ROWS];
+        uint2 b[kHeld][T::COLUMNS];
+        auto read = [&](int held, int step) {
 #pragma unroll
-        for (int block = 0; block < T::BLOCKS; ++block) {
-            uint4 words[T::ROWS];
+            for (int c = 0; c < T::COLUMNS; ++c) b[held][c] = x[(step * T::kTokens + c * 8) * 4];
+        };
 #pragma unroll
-            for (int r = 0; r < T::ROWS; ++r) words[r] = codes[(block * T::kTiles + r) * 32];
-#pragma unroll(T::COLUMNS == 8 ? 1 : 2)
-            for (int half = 0; half < 2; ++half) {
-                const int step = block * 2 + half;
-                uint32_t a[T::ROWS][4];
+        for (int i = 0; i < T::BLOCKS * T::ROWS; ++i)
+            words[i / T::ROWS][i % T::ROWS] = codes[(i / T::ROWS * T::kTiles + i % T::ROWS) * 32];
 #pragma unroll
-                for (int r = 0; r < T::ROWS; ++r) decode_step<D>(g.table, words[r], half, a[r]);
+        for (int step = 0; step < kHeld; ++step) read(step, step);
+        auto product = [&](int step) {
+            if (kHeld < T::kSteps && step > 0) read(0, step);
+            uint32_t a[T::ROWS][4];
 #pragma unroll
-                for (int c = 0; c < T::COLUMNS; ++c) {
-                    const uint2 b = x[(step * T::kTokens + c * 8) * 4];
+            for (int r = 0; r < T::ROWS; ++r) decode_step<D>(g.table, words[step / 2][r], step % 2, a[r]);
 #pragma unroll
-                    for (int r = 0; r < T::ROWS; ++r) multiply<SIGNED>(acc[r][c], a[r], b);
-                }
-                const bool last = (at * T::BLOCKS + block) * 2 + half == blocks * 2 - 1;
-                if (--left == 0 || last) {
-                    left = group_steps;
-                    if (groups != 0) {  // else nothing but padding was left
-                        --groups;
+            for (int c = 0; c < T::COLUMNS; ++c)
 #pragma unroll
-                        for (int r = 0; r < T::ROWS; ++r)
-                            add_group<T, D>(g, stage, step, tile + r, token + lane % 4 * 2, acc[r], total[r]);
-                    }
-                }
+                for (int r = 0; r < T::ROWS; ++r) multiply<SIGNED>(acc[r][c], a[r], b[step % kHeld][c]);
+        };
+        auto end_group = [&](int step) {
+            --groups;
+            left = groups > 1 ? group_steps : (groups == 1 ? last_steps : kNoGroup);
+#pragma unroll
+            for (int r = 0; r < T::ROWS; ++r)
+                add_group<T, D>(g, stage, step, tile + r, token + lane % 4 * 2, acc[r], total[r]);
+        };
+#pragma unroll
+        for (int step = 0; step < T::kSteps; step += 2) {
+            product(step);
+            if (left == 1) {
+                end_group(step);
+                ++left;
             }
+            product(step + 1);
+            left -= 2;
+            if (left == 0) end_group(step + 1);
         }
+        stage = stage == shared + (T::kStages - 1) * T::kStage ? shared : stage + T::kStage;
     }
     cp_async_wait<0>();
 

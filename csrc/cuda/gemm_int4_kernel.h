@@ -59,5 +59,12 @@ __device__ __forceinline__ float scale_at(const char* row, int i, int bytes) {
     if (bytes == 4) return reinterpret_cast<const float*>(row)[i];
     return to_float(reinterpret_cast<const f16*>(row)[i]);
 }
+// Of channels 4i .. 4i + 3 of rows.
+__device__ __forceinline__ float4 scale_four(const char* rows, int i, int bytes) {
+    if (bytes == 4) return reinterpret_cast<const float4*>(rows)[i];
+    const uint2 v = reinterpret_cast<const uint2*>(rows)[i];
+    auto half = [](uint32_t bits) { return to_float(f16{static_cast<uint16_t>(bits)}); };
+    return {half(v.x), half(v.x >> 16), half(v.y), half(v.y >> 16)};
+}
 
 }  // namespace qk::cuda

@@ -22,6 +22,7 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_int4_rows(const __grid_const
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     const int m = static_cast<int>(g.m), m_pad = static_cast<int>(g.m_pad), groups = static_cast<int>(l.groups);
     const int64_t panel = blockIdx.x;
+    const int rows = (m + 1) / 2 * 2;  // of sums: a lane's accumulators are of two neighbouring tokens
     const uint32_t group_steps = static_cast<uint32_t>(l.group_steps), blocks = l.k_pad / kFloatK;
     auto* sums = reinterpret_cast<int32_t*>(shared + r.sums);
 
@@ -66,7 +67,7 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_int4_rows(const __grid_const
     uint4 a[kUnroll], next[kUnroll];
     load(a, run.begin, run.end);
     copy_constants(0);
-    for (int i = thread; i < r.groups * m * (kPitch / 4); i += kThreads)
+    for (int i = thread; i < r.groups * rows * (kPitch / 4); i += kThreads)
         reinterpret_cast<int4*>(sums)[i] = make_int4(0, 0, 0, 0);
     const bool owns = thread < m * (kFloatN / kVector);
     const int token = thread / (kFloatN / kVector), quad = thread % (kFloatN / kVector);
@@ -83,16 +84,18 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_int4_rows(const __grid_const
         int32_t acc[COLUMNS][4] = {};
         uint32_t group = run.begin * 2 / group_steps, left = group_steps - (run.begin * 2 - group * group_steps);
         group -= first;
-        auto add = [&] {  // what this warp has of a group; tokens that are none, and groups that hold nothing, are not
+        auto add = [&] {  // what this warp has of a group; not of tokens that are none, nor where no group is left
 #pragma unroll
-            for (int c = 0; c < COLUMNS; ++c)
+            for (int c = 0; c < COLUMNS; ++c) {
+                const int two = c * 8 + lane % 4 * 2;
+                int32_t* at = sums + (static_cast<int>(group) * rows + two) * kPitch + lane / 4;
+                if (group < static_cast<uint32_t>(count) && two < rows) {
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    const int at = c * 8 + lane % 4 * 2 + i % 2;
-                    if (group < static_cast<uint32_t>(count) && at < m)
-                        atomicAdd(sums + (group * m + at) * kPitch + lane / 4 + i / 2 * 8, sum_of<D>(acc[c][i]));
-                    acc[c][i] = 0;
+                    for (int i = 0; i < 4; ++i) atomicAdd(at + i % 2 * kPitch + i / 2 * 8, sum_of<D>(acc[c][i]));
                 }
+#pragma unroll
+                for (int i = 0; i < 4; ++i) acc[c][i] = 0;
+            }
         };
         const Run after = run_of(first + r.groups);
 #pragma unroll 1
@@ -138,25 +141,29 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_int4_rows(const __grid_const
         if (owns) {
 #pragma unroll 4
             for (int i = 0; i < count; ++i) {
-                auto* at = reinterpret_cast<int4*>(sums + (i * m + token) * kPitch + quad * kVector);
+                auto* at = reinterpret_cast<int4*>(sums + (i * rows + token) * kPitch) + quad;
                 const int4 four = *at;
                 int32_t sum[kVector] = {four.x, four.y, four.z, four.w};
                 *at = make_int4(0, 0, 0, 0);  // for the next round
+                const int row = i * (kFloatN / kVector) + quad;
                 if (g.zero != nullptr || g.x_zero != 0) {
-                    const int row = i * kFloatN + quad * kVector;
-                    const auto* zero = reinterpret_cast<const int8_t*>(shared + r.zero) + row;
-                    const auto* offset = reinterpret_cast<const int32_t*>(shared + r.offset) + row;
-                    const auto* x_sum = reinterpret_cast<const int32_t*>(shared + r.x_sum) + i * m_pad + token;
+                    int4 offset = {0, 0, 0, 0};
+                    uint32_t zeros = 0;
+                    int32_t x_sum = 0;
+                    if (g.x_zero != 0) offset = reinterpret_cast<const int4*>(shared + r.offset)[row];
+                    if (g.zero != nullptr) {
+                        zeros = reinterpret_cast<const uint32_t*>(shared + r.zero)[row];
+                        x_sum = reinterpret_cast<const int32_t*>(shared + r.x_sum)[i * m_pad + token];
+                    }
+                    const int32_t offsets[kVector] = {offset.x, offset.y, offset.z, offset.w};
 #pragma unroll
                     for (int j = 0; j < kVector; ++j)
-                        sum[j] = corrected(sum[j], g.x_zero, g.x_zero != 0 ? offset[j] : 0,
-                                           g.zero != nullptr ? zero[j] : 0, g.zero != nullptr ? *x_sum : 0);
+                        sum[j] = corrected(sum[j], g.x_zero, offsets[j], static_cast<int8_t>(zeros >> (8 * j)), x_sum);
                 }
-                const char* scale = shared + r.scale + i * kFloatN * l.scale_bytes;
+                const float4 s = scale_four(shared + r.scale, row, l.scale_bytes);
+                const float scale[kVector] = {s.x, s.y, s.z, s.w};
 #pragma unroll
-                for (int j = 0; j < kVector; ++j)
-                    total[j] =
-                        fmaf(static_cast<float>(sum[j]), scale_at(scale, quad * kVector + j, l.scale_bytes), total[j]);
+                for (int j = 0; j < kVector; ++j) total[j] = fmaf(static_cast<float>(sum[j]), scale[j], total[j]);
             }
         }
         if (first + count == groups) break;

@@ -30,7 +30,7 @@ Scratch scratch_of(const Int4Weight& w, int64_t m) {
 
 // As many groups at once as 48 KB hold (so that an H100 holds four blocks), in rounds of about the same size.
 Int4Round round_of(int64_t m, const Int4Layout& w, bool has_sums, bool has_x_zero) {
-    const int64_t sums = m * (kFloatN + 4) * 4, scale = kFloatN * w.scale_bytes;
+    const int64_t sums = round_up(m, 2) * (kFloatN + 4) * 4, scale = kFloatN * w.scale_bytes;
     const int64_t zero = has_sums ? kFloatN : 0, offset = has_x_zero ? kFloatN * 4 : 0;
     const int64_t x_sum = has_sums ? round_up(m, 4) * 4 : 0;
     const int64_t bytes = sums + scale + zero + offset + x_sum, most = (48 << 10) / bytes / 2 * 2;
