@@ -97,7 +97,7 @@ def int4_block(w):
         parts["zero"] = per_tile(zero.astype(np.int8))
     if w.input_scale is not None:
         parts["inv_input"] = np.float32(1) / np.asarray(w.input_scale, np.float32)
-    return cuda.block_of(layout, parts), (*flags, decoder, table.tolist())
+    return cuda.block_of(layout, parts), (*flags, decoder, tuple(table.tolist()))
 
 
 def packed(w, where):

@@ -249,7 +249,7 @@ def test_refusals(native, rng):
     assert "above 16 that is for the int8 kernel" in reasons(qk.IntWeight.pack(codes, scale[:, :1], None, 4))
     long = qk.IntWeight.pack(np.zeros((1, 65537), np.int8), np.ones((1, 1), np.float32), None, 4)
     assert kernel_of(torch.zeros(1, 65537), long, input_quant=q).endswith("cuda-sm80")
-    power = qk.InputQuant(power=0.5) if "power" in qk.InputQuant.__dataclass_fields__ else None
+    power = qk.InputQuant(power=0.5)
     with pytest.raises(qk.UnsupportedError, match="input_quant has a power"):
         qk.linear(x, qk.IntWeight.pack(codes, scale, None, 4, 20), input_quant=power, backend="cuda")
 
@@ -286,9 +286,9 @@ def test_sums_of_groups(native, rng):
 
 
 def test_the_scratch_memory_is_as_long_as_said(native, rng):
-    w = cuda_int4.packed(
-        MAKERS["zero points"](rng, 5, 70, 32, np.ones((5, 3), np.float32)), torch.device("cpu")
-    )
+    block, facts = cuda_int4.int4_block(MAKERS["zero points"](rng, 5, 70, 32, np.ones((5, 3), np.float32)))
+    held = torch.from_numpy(block)
+    w = native.Int4Weight(0, held.data_ptr(), held.numel(), held, 5, 70, *facts)
     x, out = torch.zeros(3, 70), torch.zeros(3, 5)
     size = w.scratch_bytes(3)
     memory = torch.empty(size, dtype=torch.uint8)
