@@ -12,6 +12,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := $(shell find csrc cmake CMakeLists.txt setup.py pyproject.toml -type f)
 CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
+export QKERNELS_WERROR := ON
+
 .PHONY: demo test bench lint format wheelcheck sanitize clean
 
 demo: $(VENV)/.demo $(VENV)/.installed

@@ -2,16 +2,19 @@
 
     python bench/gpu.py [--out FOLDER] [--quick] [--m 1,16,...]
 
-A graph holds one call for each of several copies of the weight, together more than twice the L2 cache, so that every
+A graph holds a call for each of several copies of the weight, together more than twice the L2 cache, so that every
 call finds its weight in memory; a sample is a replay divided by the calls. Contestants take turns, and what is reported
 is the median over rounds with its 10th and 90th percentile. floor: max(bytes / bandwidth, operations / peak), with the
 read bandwidth measured in this run and the peak of the data sheet (none: left out).
 """
 
 import argparse
+import contextlib
+import copy
 import datetime
 import json
 import math
+import os
 import re
 import statistics
 import subprocess
@@ -25,6 +28,7 @@ import qkernels as qk
 from qkernels import registry
 
 ROOT = Path(__file__).resolve().parent.parent
+DEVICE = "cuda"  # tests put the emulator's here
 LAYERS = [(4096, 4096), (8192, 8192), (14336, 4096), (4096, 14336)]  # N, K
 SQUARE = [(4096, 4096, 4096), (8192, 8192, 8192)]  # M, N, K
 MS = [1, 4, 16, 64, 256, 2048]
@@ -36,6 +40,11 @@ PEAKS = {
     r"L40S": (733e12, 362e12, 733e12),
     r"L4\b": (242e12, 121e12, 242e12),
 }
+
+
+def _ratio(a, b):
+    """How many times as fast a row is as another."""
+    return b["us"] / a["us"]
 
 
 def peak_of(name, kind):
@@ -59,19 +68,28 @@ def read_bandwidth():
 
 
 class Contestant:
-    """A way to compute one layer: ``calls``, one for each copy of its weight, captured in one graph."""
+    """A way to compute one layer: ``calls``, one for each copy of its weight, captured in one graph.
 
-    def __init__(self, name, kind, weight_bytes, calls, check):
-        self.name, self.kind, self.weight_bytes, self.samples = name, kind, weight_bytes, []
-        self.error = check(calls[0]())
+    Few copies take turns until a graph has LEAST calls, beside which its launch is nothing.
+    """
+
+    LEAST = 32
+
+    def __init__(self, name, kind, weight_bytes, io, calls, check):
+        self.name, self.kind, self.samples = name, kind, []
+        self.weight_bytes, self.io = weight_bytes, io  # io: bytes of an element of x, and of a result
+        self.error, self.copies = check(calls[0]()), len(calls)
         side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for call in calls:
                 call()
         side.synchronize()
+        calls = calls * math.ceil(self.LEAST / len(calls))
         self.graph, self.count = torch.cuda.CUDAGraph(), len(calls)
         with torch.cuda.graph(self.graph):
-            self.kept = [call() for call in calls]
+            for call in calls:
+                call()
 
     def sample(self):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -88,16 +106,52 @@ def copies_of(weight_bytes):
 
 
 def again(w):
-    """The weight as an object of its own, which is uploaded for itself."""
+    """A weight that has been used on the device as an object of its own, with copies of what lies there."""
     arrays = {name: getattr(w, name) for name in w.array_names()}
-    return type(w)(**arrays, **w.options(), shape=w.shape)
+    other = type(w)(**arrays, **w.options(), shape=w.shape)
+    for name, kept in w.__dict__.items():
+        if name.startswith(("_cuda", "_triton")):
+            with contextlib.suppress(TypeError):  # views of a native module, which are made from the copies
+                other.__dict__[name] = copy.deepcopy(kept)
+    return other
 
 
-def contestants(m, n, k):
-    """Yields functions that make a Contestant, or raise where the library has no such kernel."""
-    gen = torch.Generator(device="cuda").manual_seed(m * 7 + n * 3 + k)
-    x = torch.randn(m, k, device="cuda", generator=gen, dtype=torch.bfloat16)
-    W = torch.randn(n, k, device="cuda", generator=gen) / k**0.5
+class Layer:
+    """One matrix, the weights that are made of it and torch's operands: made once for all numbers of tokens."""
+
+    def __init__(self, n, k):
+        gen = torch.Generator(device=DEVICE).manual_seed(n * 3 + k)
+        self.n, self.k = n, k
+        self.W = torch.randn(n, k, device=DEVICE, generator=gen) / k**0.5
+        host = self.W.cpu().numpy()
+        w8, w4 = qk.IntWeight.quantize(host), qk.IntWeight.quantize(host, bits=4, group_size=128)
+        signs = qk.BinaryWeight.pack(np.where(host >= 0, 1, -1).astype(np.int8))
+        q = {"input_quant": qk.InputQuant()}
+        bits = {"input_quant": qk.InputQuant(bits=1), "out_dtype": torch.float32}
+        self.w8 = w8
+        self.cases = {  # weight, options, what multiplies
+            "w8a8": (w8, q, "int8"),
+            "w4a8 g128": (w4, q, "int8"),
+            "w4a16 g128": (w4, {}, "bf16"),
+            "power4 a16 g128": (qk.PowerWeight.quantize(host, exponent=0.5, group_size=128), {}, "bf16"),
+            "nf4 a16 g64": (qk.CodebookWeight.quantize(host, codebook="nf4", group_size=64), {}, "bf16"),
+            "signs": (signs, bits, "signs"),
+        }
+        self.kept = {}
+
+    def copies(self, key, bytes_, make_first, make_more):
+        """Copies of an operand, kept for the next number of tokens."""
+        if key not in self.kept:
+            first = make_first()
+            self.kept[key] = [first, *(make_more(first) for _ in range(copies_of(bytes_) - 1))]
+        return self.kept[key]
+
+
+def contestants(layer, m):
+    """Yields names, and functions that make a Contestant, or raise where the library has no such kernel."""
+    n, k, W = layer.n, layer.k, layer.W
+    gen = torch.Generator(device=DEVICE).manual_seed(m * 7 + n * 3 + k)
+    x = torch.randn(m, k, device=DEVICE, generator=gen, dtype=torch.bfloat16)
     exact = x.float() @ W.T
 
     def check(y):
@@ -105,109 +159,218 @@ def contestants(m, n, k):
         assert error < 0.15, f"relative error {error}"  # 4 bits and groups of 128 give 0.1
         return error
 
-    def ours(name, w, backend, options, kind, check=check):
-        def make():
-            weights = [again(w) for _ in range(copies_of(w.nbytes))]
-            calls = [lambda v=v: qk.linear(x, v, backend=backend, **options) for v in weights]
-            return Contestant(name, kind, w.nbytes, calls, check)
-
-        return make
-
     def check_signs(y):
         signs = [torch.where(t >= 0, 1.0, -1.0) for t in (x.float(), W)]
-        assert torch.equal(signs[0] @ signs[1].T, y.float()), "the products of signs are wrong"
+        products = signs[0] @ signs[1].T * x.float().abs().mean(1, keepdim=True)
+        torch.testing.assert_close(y, products, rtol=1e-5, atol=0)  # exact sums; the means in another order
         return 0.0
 
-    host = W.cpu().numpy()
-    w8, w4 = qk.IntWeight.quantize(host), qk.IntWeight.quantize(host, bits=4, group_size=128)
-    signs = qk.BinaryWeight.pack(np.where(host >= 0, 1, -1).astype(np.int8))
-    q, bits = (
-        {"input_quant": qk.InputQuant()},
-        {"input_quant": qk.InputQuant(bits=1), "out_dtype": torch.float32},
-    )
-    cases = {
-        "w8a8": (w8, q, "int8"),
-        "w4a8 g128": (w4, q, "int8"),
-        "w4a16 g128": (w4, {}, "bf16"),
-        "power4 a16": (qk.PowerWeight.quantize(host, exponent=0.5), {}, "bf16"),
-        "nf4 a16 g64": (qk.CodebookWeight.quantize(host, codebook="nf4", group_size=64), {}, "bf16"),
-        "signs": (signs, bits, "signs", check_signs),
-    }
+    def ours(name, backend, w, kind, io, call, check):
+        """call(w): the result with a copy of w."""
+
+        def first():
+            own = again(w)
+            call(own)  # prepacked and uploaded once: the others are copied on the device
+            return own
+
+        def make():
+            weights = layer.copies((backend, name), w.nbytes, first, again)
+            calls = [lambda v=v: call(v) for v in weights]
+            return Contestant(f"{backend} {name}", kind, w.nbytes, io, calls, check)
+
+        return f"{backend} {name}", make
+
+    def codes():  # of x, as the products alone take them
+        scale = x.float().abs().amax() / 127
+        return (x.float() / scale).round().to(torch.int8), scale
+
+    def products(backend):
+        """int8 in, int8 out: one kernel, to compare with torch's products alone."""
+        xq, scale = codes()
+        out_scale = exact.abs().max().item() / 127
+        requant = qk.Requant.from_scale(layer.w8.scale.reshape(-1) * scale.item() / out_scale)
+
+        def call(v):
+            return qk.linear_requant(xq, v, requant, backend=backend)
+
+        return ours("int8 requant", backend, layer.w8, "int8", (1, 1), call, lambda y: check(y * out_scale))
+
     for backend in dict.fromkeys(r.backend for r in registry.kernels("linear", device="cuda")):
-        for case, (w, options, *rest) in cases.items():
-            yield f"{backend} {case}", ours(f"{backend} {case}", w, backend, options, *rest)
+        for case, (w, options, kind) in layer.cases.items():
 
-    def torch_bf16():
-        weights = [W.bfloat16() for _ in range(copies_of(2 * n * k))]
-        calls = [lambda v=v: torch.nn.functional.linear(x, v) for v in weights]
-        return Contestant("torch bf16", "bf16", 2 * n * k, calls, check)
+            def call(v, options=options, backend=backend):
+                return qk.linear(x, v, backend=backend, **options)
 
-    yield "torch bf16", torch_bf16
+            signs = kind == "signs"
+            yield ours(case, backend, w, kind, (2, 4 if signs else 2), call, check_signs if signs else check)
+        yield products(backend)
 
-    def int_mm():  # the product alone; quantization and scales are left out
-        scale = 127 / x.float().abs().amax(1, keepdim=True)
-        xq = (x.float() * scale).round().to(torch.int8)
-        wq = torch.from_numpy(w8.codes()).cuda()
-        s = torch.from_numpy(w8.scale).cuda()
-        weights = [wq.clone() for _ in range(copies_of(n * k))]
-        calls = [lambda v=v: torch._int_mm(xq, v.T) for v in weights]
-        return Contestant(
-            "torch _int_mm (product only)", "int8", n * k, calls, lambda y: check(y * s.T / scale)
-        )
+    def theirs(name, kind, bytes_, io, make_first, call, check=check):
+        def make():
+            weights = layer.copies(name, bytes_, make_first, torch.clone)
+            return Contestant(name, kind, bytes_, io, [lambda v=v: call(v) for v in weights], check)
 
-    yield "torch _int_mm", int_mm
+        return name, make
 
-    def scaled_mm():  # the product alone, of given fp8 activations
-        xs, ws = x.float().abs().max() / 448, W.abs().max() / 448
-        xq, wq = (x.float() / xs).to(torch.float8_e4m3fn), (W / ws).to(torch.float8_e4m3fn)
-        weights = [wq.clone() for _ in range(copies_of(n * k))]
-        calls = [
-            lambda v=v: torch._scaled_mm(xq, v.T, scale_a=xs, scale_b=ws, out_dtype=torch.bfloat16)
-            for v in weights
-        ]
-        return Contestant("torch fp8 _scaled_mm (product only)", "fp8", n * k, calls, check)
+    yield theirs(
+        "torch bf16", "bf16", 2 * n * k, (2, 2), W.bfloat16, lambda v: torch.nn.functional.linear(x, v)
+    )
+    xq, scale = codes()
+    w_scale = torch.from_numpy(layer.w8.scale).to(DEVICE).reshape(1, -1)
+    yield theirs(
+        *(
+            "torch _int_mm (product only)",
+            "int8",
+            n * k,
+            (1, 4),
+            lambda: torch.from_numpy(layer.w8.codes()).to(DEVICE),
+        ),
+        lambda v: torch._int_mm(xq, v.T),
+        lambda y: check(y * w_scale * scale),
+    )
+    xs, ws = x.float().abs().max() / 448, W.abs().max() / 448
+    x8 = (x.float() / xs).to(torch.float8_e4m3fn)
+    yield theirs(
+        *(
+            "torch fp8 _scaled_mm (product only)",
+            "fp8",
+            n * k,
+            (1, 2),
+            lambda: (W / ws).to(torch.float8_e4m3fn),
+        ),
+        lambda v: torch._scaled_mm(x8, v.T, scale_a=xs, scale_b=ws, out_dtype=torch.bfloat16),
+    )
 
-    yield "torch fp8", scaled_mm
 
-
-def measure(m, n, k, rounds, bandwidth):
+def measure(layer, m, rounds, bandwidth):
     ready, rows = [], []
-    for name, make in contestants(m, n, k):
+    shape = {"M": m, "N": layer.n, "K": layer.k}
+    for name, make in contestants(layer, m):
         try:
             ready.append(make())
         except Exception as e:  # another library's refusal is a result too
-            rows.append({"name": name, "M": m, "N": n, "K": k, "skipped": f"{type(e).__name__}: {e}"[:300]})
-            torch.cuda.synchronize()
+            rows.append({"name": name, **shape, "skipped": f"{type(e).__name__}: {e}"[:300]})
+            with contextlib.suppress(
+                RuntimeError
+            ):  # a fault of the device stays: the rows after it say so, too
+                torch.cuda.synchronize()
     for i in range(rounds + 3):
         for c in ready:
             c.sample()
             if i < 3:
                 c.samples.clear()
-    name = torch.cuda.get_device_name()
-    for c in ready:
-        total = c.weight_bytes + 2 * m * (k + n)  # bf16 in and out
-        peak = peak_of(name, c.kind)
-        floor = max(total / bandwidth, 2 * m * n * k / peak if peak else 0) * 1e6
-        low, median, high = (statistics.quantiles(c.samples, n=10)[i] for i in (0, 4, 8))
-        rows.append(
-            {
-                "name": c.name,
-                "M": m,
-                "N": n,
-                "K": k,
-                "us": median,
-                "us_p10": low,
-                "us_p90": high,
-                "bytes": total,
-                "floor_us": floor,
-                "percent_of_floor": 100 * floor / median,
-                "tops": 2e-6 * m * n * k / median,
-                "gbps": total / median / 1e3,
-                "copies": c.count,
-                "error": c.error,
-            }
+    return rows + [row_of(c, shape, bandwidth) for c in ready]
+
+
+def row_of(c, shape, bandwidth):
+    m, n, k = shape.values()
+    total = c.weight_bytes + m * (k * c.io[0] + n * c.io[1])
+    peak = peak_of(torch.cuda.get_device_name(), c.kind)
+    floor = max(total / bandwidth, 2 * m * n * k / peak if peak else 0) * 1e6
+    low, median, high = (statistics.quantiles(c.samples, n=10)[i] for i in (0, 4, 8))
+    return {
+        "name": c.name,
+        **shape,
+        "us": median,
+        "us_p10": low,
+        "us_p90": high,
+        "bytes": total,
+        "floor_us": floor,
+        "percent_of_floor": 100 * floor / median,
+        "tops": 2e-6 * m * n * k / median,
+        "gbps": total / median / 1e3,
+        "copies": c.copies,
+        "calls": c.count,
+        "error": c.error,
+    }
+
+
+# Goals on an H100: (what, row, against, shape (M, N, K), of two rows' figures, at least).
+GOALS = [
+    ("int8 4096^3, TOPS", "cuda int8 requant", None, (4096, 4096, 4096), lambda a, b: a["tops"], 1300),
+    *(
+        (f"w8a8 4096^2 M = {m}, 8 us / time", "cuda w8a8", None, (m, 4096, 4096), lambda a, b: 8 / a["us"], 1)
+        for m in (1, 4, 16, 64)
+    ),
+    (
+        "w4a16 8192^2 M = 1, 16 us / time",
+        "cuda w4a16 g128",
+        None,
+        (1, 8192, 8192),
+        lambda a, b: 16 / a["us"],
+        1,
+    ),
+    *(
+        (f"{row} / torch bf16, {n} x {k} M = {m}", f"cuda {row}", "torch bf16", (m, n, k), _ratio, least)
+        for row, m, n, k, least in [("w4a16 g128", 1, 8192, 8192, 3)]
+        + [("w4a8 g128", 64, n, k, 1.4) for n, k in LAYERS]
+    ),
+    *(
+        (
+            f"power4 / int4, {n} x {k} M = {m}",
+            "cuda power4 a16 g128",
+            "cuda w4a16 g128",
+            (m, n, k),
+            _ratio,
+            0.95,
         )
-    return rows
+        for n, k in LAYERS
+        for m in MS
+    ),
+    ("signs 8192^3, TOPS", "cuda signs", None, (8192, 8192, 8192), lambda a, b: a["tops"], 4000),
+]
+
+
+def goals(rows):
+    """What the goals came to: dicts, of those whose rows were measured."""
+    found = {(r["name"], r["M"], r["N"], r["K"]): r for r in rows if "us" in r}
+    for what, name, other, shape, figure, least in GOALS:
+        a, b = found.get((name, *shape)), found.get((other, *shape))
+        if a is not None and (other is None or b is not None):
+            value = figure(a, b)
+            yield {"goal": what, "value": value, "least": least, "met": value >= least}
+
+
+def show(row):
+    shape = f"M={row['M']} N={row['N']} K={row['K']}"
+    if "skipped" in row:
+        text = row["skipped"].splitlines()[0][:80]
+    else:
+        text = (
+            f"{row['us']:9.1f} us  {row['percent_of_floor']:5.1f}% of floor {row['gbps']:7.0f} GB/s "
+            f"{row['tops']:7.1f} TOPS  error {row['error']:.1e}"
+        )
+    print(f"{shape:28} {row['name']:36} {text}", flush=True)
+
+
+def surroundings():
+    """What a figure depends on besides the code, and the code's commit."""
+
+    def said(*command):
+        try:
+            return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() or None
+        except FileNotFoundError:
+            return None
+
+    return {
+        "device": torch.cuda.get_device_name(),
+        "capability": torch.cuda.get_device_capability(),
+        "driver": said(
+            "nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader"
+        ),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "commit": os.environ.get("COMMIT") or said("git", "rev-parse", "HEAD"),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def write(result, folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    short = re.sub(r"[^a-z0-9]+", "-", result["device"].lower()).strip("-")
+    path = folder / f"gpu-{short}-{result['date'][:10]}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    return path
 
 
 def main():
@@ -218,44 +381,21 @@ def main():
     args = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("bench/gpu.py needs a CUDA device")
-    bandwidth = read_bandwidth()
-    shapes = [(m, n, k) for n, k in (LAYERS[:1] if args.quick else LAYERS) for m in args.m]
-    shapes += [] if args.quick else SQUARE
-    rows = []
-    for m, n, k in shapes:
-        for row in measure(m, n, k, 10 if args.quick else 50, bandwidth):
-            rows.append(row)
-            shape = f"M={m} N={n} K={k}"
-            if "skipped" in row:
-                print(f"{shape:28} {row['name']:36} {row['skipped'].splitlines()[0][:80]}")
-                continue
-            print(
-                f"{shape:28} {row['name']:36} {row['us']:9.1f} us  {row['percent_of_floor']:5.1f}% of floor "
-                f"{row['gbps']:7.0f} GB/s {row['tops']:7.1f} TOPS  error {row['error']:.1e}",
-                flush=True,
-            )
+    result = surroundings() | {"bandwidth": read_bandwidth(), "rows": []}
+    rows = result["rows"]
+    for n, k in LAYERS[:1] if args.quick else LAYERS:
+        layer = Layer(n, k)
+        squares = [] if args.quick else [m for m, *rest in SQUARE if rest == [n, k]]
+        for m in [*args.m, *squares]:
+            for row in measure(layer, m, 10 if args.quick else 50, result["bandwidth"]):
+                rows.append(row)
+                show(row)
+            result["goals"] = list(goals(rows))
+            path = write(result, args.out)  # after each shape: a run may be cut off
+        del layer
         torch.cuda.empty_cache()
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    smi = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader"]
-    try:
-        driver = subprocess.run(smi, capture_output=True, text=True).stdout.strip()
-    except FileNotFoundError:
-        driver = None
-    result = {
-        "device": torch.cuda.get_device_name(),
-        "capability": torch.cuda.get_device_capability(),
-        "driver": driver,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "commit": git.stdout.strip() or None,
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "bandwidth": bandwidth,
-        "rows": rows,
-    }
-    args.out.mkdir(parents=True, exist_ok=True)
-    short = re.sub(r"[^a-z0-9]+", "-", result["device"].lower()).strip("-")
-    path = args.out / f"gpu-{short}-{result['date'][:10]}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    for g in result["goals"]:
+        print(f"{'met   ' if g['met'] else 'MISSED'} {g['goal']:50} {g['value']:8.2f} of {g['least']}")
     print(path)
 
 

@@ -41,6 +41,7 @@ def configuration(kind, folder):
     ]
     command += [
         "-DCMAKE_BUILD_TYPE=Release",
+        "-DQKERNELS_WERROR=ON",
         f"-DQKERNELS_CUDA={kind}",
         f"-DPython_EXECUTABLE={sys.executable}",
     ]
@@ -80,4 +81,5 @@ def emulate(monkeypatch, schedule=0):
     monkeypatch.setattr(cuda, "native", module)
     monkeypatch.setattr(cuda, "_known", {})
     module.set_schedule(schedule)
+    module.force_float("any")
     return module

@@ -150,12 +150,16 @@ def test_a_lane_has_what_an_instruction_wants(forwards):
 
 def test_plans(forwards):
     """The thresholds, for 132 multiprocessors: (tokens, channels, splits, tiles)."""
-    plans = {m: forwards.plan_float(m, 8192, 8192, 128, 1, 132) for m in (1, 3, 4, 5, 16, 17, 64, 128, 4096)}
+
+    def plans_of(*ms):
+        return {m: forwards.plan_float(m, 8192, 8192, 128, 1, 132) for m in ms}
+
+    plans = plans_of(1, 4, 8, 9, 16, 17, 64, 128, 4096)
     assert [p[:2] for p in plans.values()] == [
-        (1, 32),
-        (4, 32),
-        (4, 32),
-        (8, 128),
+        (8, 32),
+        (8, 32),
+        (8, 32),
+        (16, 128),
         (16, 128),
         (32, 128),
         (64, 128),
@@ -163,7 +167,13 @@ def test_plans(forwards):
         (64, 256),
     ]
     assert plans[1][2:] == (1, 256) and plans[16][2:] == (6, 64)
-    assert forwards.plan_float(100, 64, 64, 0, 0, 132)[:2] == (4, 32)  # float32: always the GEMV
+    assert forwards.plan_float(100, 64, 64, 0, 0, 132)[:2] == (4, 32)  # float32: always on CUDA cores
+    forwards.force_float("cuda_cores")
+    assert [p[:2] for p in plans_of(1, 2, 3, 5).values()] == [(1, 32), (4, 32), (4, 32), (8, 32)]
+    forwards.force_float("tiles")
+    assert [p[:2] for p in plans_of(1, 8, 64).values()] == [(8, 128), (8, 128), (64, 128)]
+    with pytest.raises(ValueError, match="accepted: any, cuda_cores, tiles"):
+        forwards.force_float("gemv")
 
 
 # ---- products -----------------------------------------------------------------------------------------------------
@@ -182,8 +192,12 @@ def test_integers(native, shape, dtype, rng):
 
 
 @pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.parametrize("m", [1, 2, 4, 7, 33])
-def test_groups(native, group, m, rng):
+@pytest.mark.parametrize(
+    "m, kernel",
+    [(m, "any") for m in (1, 2, 7, 8, 33)] + [(m, "cuda_cores") for m in (1, 2, 4)] + [(6, "tiles")],
+)
+def test_groups(native, group, m, kernel, rng):
+    native.force_float(kernel)
     for make in (
         lambda: int_weight(rng, 37, 530, group, zero_point=False),
         lambda: int_weight(rng, 37, 530, group, zero_point=True),

@@ -1,4 +1,6 @@
 // The float core on CUDA devices.
+#include <map>
+
 #include "../cuda/linear_float.h"
 #include "cuda_common.h"
 
@@ -37,6 +39,13 @@ void bind_cuda_float(py::module_& m) {
         const auto p = qk::cuda::float_place(n, position, k_pad);
         const auto d = static_cast<qk::cuda::Decoder>(decoder);
         return py::make_tuple(p.word, p.reg, p.element, qk::cuda::float_bits_of(d, p.reg, p.element, code));
+    });
+    m.def("force_float", [](const std::string& name) {  // for tests and measurements: gemm_float.h
+        using qk::cuda::FloatChoice;
+        const std::map<std::string, FloatChoice> choices = {
+            {"any", FloatChoice::any}, {"cuda_cores", FloatChoice::cuda_cores}, {"tiles", FloatChoice::tiles}};
+        require(choices.count(name) == 1, "force_float: accepted: any, cuda_cores, tiles");
+        qk::cuda::force_float(choices.at(name));
     });
     // (tokens and channels of a tile, blocks that share a K, tiles)
     m.def("plan_float", [](int64_t rows, int64_t n, int64_t k, int64_t group, int compute, int multiprocessors) {

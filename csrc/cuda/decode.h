@@ -20,10 +20,10 @@ struct IntegerDecoder<f16> {
         constexpr uint32_t kOne = 0x3c003c00u, kSixteenth = 0x2c002c00u, kMagic = 0x64006400u;
         constexpr uint32_t kLow = 0xe408e408u, kHigh = 0xd480d480u;  // -(1024 + 8), -(1024 / 16 + 8)
         const uint32_t next = word >> 8;
-        a[0] = fma_f16x2((word & 0x000f000fu) | kMagic, kOne, kLow);
-        a[1] = fma_f16x2((word & 0x00f000f0u) | kMagic, kSixteenth, kHigh);
-        a[2] = fma_f16x2((next & 0x000f000fu) | kMagic, kOne, kLow);
-        a[3] = fma_f16x2((next & 0x00f000f0u) | kMagic, kSixteenth, kHigh);
+        a[0] = fma_f16x2(and_or(word, 0x000f000fu, kMagic), kOne, kLow);
+        a[1] = fma_f16x2(and_or(word, 0x00f000f0u, kMagic), kSixteenth, kHigh);
+        a[2] = fma_f16x2(and_or(next, 0x000f000fu, kMagic), kOne, kLow);
+        a[3] = fma_f16x2(and_or(next, 0x00f000f0u, kMagic), kSixteenth, kHigh);
     }
 };
 
@@ -33,7 +33,7 @@ struct IntegerDecoder<bf16> {
     static __device__ __forceinline__ void decode(const Table16&, uint32_t word, uint32_t (&a)[4]) {
 #pragma unroll
         for (int r = 0; r < 4; ++r)
-            a[r] = fma_bf16x2(((word >> (4 * r)) & 0x000f000fu) | 0x43004300u, 0x3f803f80u, 0xc308c308u);  // - 136
+            a[r] = fma_bf16x2(and_or(word >> (4 * r), 0x000f000fu, 0x43004300u), 0x3f803f80u, 0xc308c308u);  // - 136
     }
 };
 

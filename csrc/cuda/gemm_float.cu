@@ -12,6 +12,8 @@
 // Where tiles are fewer than multiprocessors, blocks share a K (split_k.h).
 #include "gemm_float.h"
 
+#include <atomic>
+
 #include "convert.h"
 #include "decode.h"
 #include "epilogue_kernel.h"
@@ -37,15 +39,6 @@ struct Tile {
     static constexpr int kShared = (kPipeline > kResults ? kPipeline : kResults) + 16;
     static_assert(kShared <= 99 << 10);
 };
-
-template <class T>
-__device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    const uint32_t b[2] = {b0, b1};
-    if constexpr (std::is_same_v<T, f16>)
-        mma_f16(d, a, b);
-    else
-        mma_bf16(d, a, b);
-}
 
 // One 64 k: codes as they are; x as [half][token][64 bytes]; scales and offsets of its units as [tile][unit][16]; sums
 // as [unit][token].
@@ -74,11 +67,12 @@ __device__ __forceinline__ void load_stage(const GemmFloat& g, char* stage, int6
         // 32 bits: a 64-bit division is a subroutine.
         const uint32_t group = static_cast<uint32_t>(block * l.units + unit) / static_cast<uint32_t>(l.group_units);
         const bool real = unit < l.units && group < l.groups && n0 + tile * kFloatN < l.n_pad;
-        const int64_t row = ((n0 / kFloatN + tile) * l.groups + group) * kFloatN;
-        const int at = (tile * 4 + unit) * 64 + part * 16;
-        if (real && part < l.scale_bytes)
-            cp_async_16(stage + T::kScale + at, g.scale + row * l.scale_bytes + part * 16);
-        if (real && g.offset != nullptr) cp_async_16(stage + T::kOffset + at, g.offset + row + part * 4);
+        const int64_t row = real ? ((n0 / kFloatN + tile) * l.groups + group) * kFloatN : 0;
+        const int at = (tile * 4 + unit) * 64 + part * 16, bytes = real ? 16 : 0;
+        // Zeros for units that no group has: their sums are 0, but what memory holds may not be finite.
+        if (part < l.scale_bytes)
+            cp_async_16(stage + T::kScale + at, g.scale + row * l.scale_bytes + part * 16, bytes);
+        if (g.offset != nullptr) cp_async_16(stage + T::kOffset + at, g.offset + row + part * 4, bytes);
         const int fours = T::kTokens / 4, u = thread / fours;
         if (g.offset != nullptr && u < l.units) {
             const int64_t m = m0 + thread % fours * 4;
@@ -141,6 +135,7 @@ __global__ void __launch_bounds__(32 * WARPS) gemm_float_tile(const __grid_const
     const int token = lane % 4 * 2;  // of the tile: the first column's first
     // Units end after which of the four instructions.
     const int ends = l.units == 1 ? 8 : (l.units == 2 ? 10 : (l.units == 4 ? 15 : 0));
+    wait_for_previous();
 #pragma unroll
     for (int s = 0; s < T::kStages - 1; ++s) {
         if (begin + s < end)
@@ -181,7 +176,7 @@ __global__ void __launch_bounds__(32 * WARPS) gemm_float_tile(const __grid_const
                 for (int c = 0; c < COLUMNS; ++c)
 #pragma unroll
                     for (int r = 0; r < kWarpRows; ++r)
-                        mma<Float>(acc[r][c], a[r], step == 0 ? b[c].x : b[c].z, step == 0 ? b[c].y : b[c].w);
+                        mma_float<Float>(acc[r][c], a[r], step == 0 ? b[c].x : b[c].z, step == 0 ? b[c].y : b[c].w);
                 const int s = 2 * half + step;
                 if (ends >> s & 1) {
                     const int unit = l.units == 1 ? 0 : (l.units == 2 ? half : s);
@@ -234,31 +229,35 @@ __global__ void __launch_bounds__(32 * WARPS) gemm_float_tile(const __grid_const
 }
 
 template <Decoder D, class Float, int COLUMNS, int WARPS>
-void launch_tile(const GemmFloat& g, const FloatPlan& plan, Stream stream) {
+void launch_tile(const GemmFloat& g, const FloatPlan& plan, bool overlap, Stream stream) {
     using T = Tile<COLUMNS, WARPS>;
     const dim3 grid(static_cast<unsigned>(plan.tiles), static_cast<unsigned>(plan.splits));
-    launch(gemm_float_tile<D, Float, COLUMNS, WARPS>, grid, dim3(T::kThreads), T::kShared, stream, g);
+    launch_kernel(overlap, gemm_float_tile<D, Float, COLUMNS, WARPS>, grid, dim3(T::kThreads), T::kShared, stream, g);
 }
 
 template <Decoder D, class Float>
-void launch_size(const GemmFloat& g, const FloatPlan& plan, Stream stream) {
+void launch_size(const GemmFloat& g, const FloatPlan& plan, bool overlap, Stream stream) {
     switch (plan.tokens) {
-        case 8: return launch_tile<D, Float, 1, 4>(g, plan, stream);
-        case 16: return launch_tile<D, Float, 2, 4>(g, plan, stream);
-        case 32: return launch_tile<D, Float, 4, 4>(g, plan, stream);
+        case 8: return launch_tile<D, Float, 1, 4>(g, plan, overlap, stream);
+        case 16: return launch_tile<D, Float, 2, 4>(g, plan, overlap, stream);
+        case 32: return launch_tile<D, Float, 4, 4>(g, plan, overlap, stream);
         default:
-            if (plan.channels == 128) return launch_tile<D, Float, 8, 4>(g, plan, stream);
-            return launch_tile<D, Float, 8, 8>(g, plan, stream);
+            if (plan.channels == 128) return launch_tile<D, Float, 8, 4>(g, plan, overlap, stream);
+            return launch_tile<D, Float, 8, 8>(g, plan, overlap, stream);
     }
 }
 
 template <Decoder D>
-void launch_type(const GemmFloat& g, const FloatPlan& plan, Stream stream) {
-    if (g.x_type == DType::f16) return launch_size<D, f16>(g, plan, stream);
-    launch_size<D, bf16>(g, plan, stream);
+void launch_type(const GemmFloat& g, const FloatPlan& plan, bool overlap, Stream stream) {
+    if (g.x_type == DType::f16) return launch_size<D, f16>(g, plan, overlap, stream);
+    launch_size<D, bf16>(g, plan, overlap, stream);
 }
 
+std::atomic<FloatChoice> forced{FloatChoice::any};
+
 }  // namespace
+
+void force_float(FloatChoice choice) { forced = choice; }
 
 FloatPlan plan_float(int64_t m, const FloatLayout& w, DType x_type, int multiprocessors) {
     const int64_t blocks = w.k_pad / kFloatK;
@@ -269,8 +268,12 @@ FloatPlan plan_float(int64_t m, const FloatLayout& w, DType x_type, int multipro
         return static_cast<int>(s < 1 ? 1 : (s < 16 ? s : 16));
     };
     FloatPlan p{};
-    if (m <= kGemvTokens || x_type == DType::f32) {
-        p.tokens = m <= 1 ? 1 : (m <= 2 ? 2 : kGemvTokens);
+    const FloatChoice choice = forced;
+    if (x_type == DType::f32 || (m <= kGemvTokens && choice == FloatChoice::cuda_cores)) {
+        p.tokens = m <= 1 ? 1 : kGemvTokens;
+        p.channels = kGemvChannels;
+    } else if (m <= 8 && choice != FloatChoice::tiles) {
+        p.tokens = 8;
         p.channels = kGemvChannels;
     } else {
         p.tokens = m <= 8 ? 8 : (m <= 16 ? 16 : (m <= 32 ? 32 : 64));
@@ -282,16 +285,16 @@ FloatPlan plan_float(int64_t m, const FloatLayout& w, DType x_type, int multipro
     return p;
 }
 
-void gemm_float(GemmFloat g, const FloatPlan& plan, void* workspace, Stream stream) {
+void gemm_float(GemmFloat g, const FloatPlan& plan, void* workspace, bool overlap, Stream stream) {
     if (g.m == 0 || g.layout.n == 0) return;
     g.epilogue.n = g.layout.n;
     g.epilogue.prepare();
     g.split.splits = plan.splits;
     g.split.parts = workspace;
     g.split.counters = reinterpret_cast<int32_t*>(static_cast<char*>(workspace) + plan.part_bytes());
-    if (plan.channels == kGemvChannels) return gemv_float(g, plan, stream);
-    if (g.decoder == Decoder::integers) return launch_type<Decoder::integers>(g, plan, stream);
-    launch_type<Decoder::table>(g, plan, stream);
+    if (plan.channels == kGemvChannels) return gemv_float(g, plan, overlap, stream);
+    if (g.decoder == Decoder::integers) return launch_type<Decoder::integers>(g, plan, overlap, stream);
+    launch_type<Decoder::table>(g, plan, overlap, stream);
 }
 
 }  // namespace qk::cuda

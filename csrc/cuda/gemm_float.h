@@ -28,7 +28,7 @@ struct GemmFloat {
 
 // How a shape runs.
 struct FloatPlan {
-    int tokens, channels;  // of a tile; kGemvChannels: the GEMV
+    int tokens, channels;  // of a tile; kGemvChannels: gemv_float.cu, on tensor cores with 8 tokens
     int splits;
     int64_t tiles;
     int64_t part_bytes() const { return splits > 1 ? tiles * splits * channels * tokens * 4 : 0; }
@@ -37,13 +37,19 @@ struct FloatPlan {
 
 inline constexpr int kGemvTokens = 4, kGemvChannels = 32;
 
-// Thresholds, in this one place: up to 4 tokens, and any number of float32 ones, the GEMV; then the least tile of 8,
-// 16, 32 or 64 tokens that holds them, or tiles of 64; 128 channels, or 256 where those fill the device.
+// Thresholds, in this one place: up to 8 tokens the GEMV on tensor cores, any number of float32 ones that on CUDA
+// cores; then the least tile of 16, 32 or 64 tokens that holds them, or tiles of 64; 128 channels, or 256 where those
+// fill the device.
 FloatPlan plan_float(int64_t m, const FloatLayout& w, DType x_type, int multiprocessors);
 
-// workspace: plan.part_bytes() + plan.counter_bytes(), 16-byte aligned, its counters (the last part) 0.
-void gemm_float(GemmFloat g, const FloatPlan& plan, void* workspace, Stream stream);
+// For tests and measurements: CUDA cores for up to 4 tokens, or tiles (8 tokens, too), in every plan from now on.
+enum class FloatChoice { any, cuda_cores, tiles };
+void force_float(FloatChoice choice);
 
-void gemv_float(const GemmFloat& g, const FloatPlan& plan, Stream stream);  // gemv_float.cu
+// overlap: the kernel before, which lets it, may still run (device.h); it may have written x, x_sum and the counters.
+// workspace: plan.part_bytes() + plan.counter_bytes(), 16-byte aligned, its counters (the last part) 0.
+void gemm_float(GemmFloat g, const FloatPlan& plan, void* workspace, bool overlap, Stream stream);
+
+void gemv_float(const GemmFloat& g, const FloatPlan& plan, bool overlap, Stream stream);  // gemv_float.cu
 
 }  // namespace qk::cuda

@@ -3,6 +3,7 @@
 #include "../common/half.h"
 #include "convert.h"
 #include "device.h"
+#include "ptx.h"
 #include "runtime.h"
 
 namespace qk::cuda {
@@ -36,6 +37,7 @@ template <class To>
 __global__ void prepare_rows(const __grid_constant__ Prepare p) {
     const int64_t row = blockIdx.x;
     const int lane = threadIdx.x % 32;
+    let_next_start();  // a GEMM, which loads weights until this kernel ends
     for (int64_t block = threadIdx.x / 32; block < p.k_pad / kFloatK; block += blockDim.x / 32) {
         Two<To> two;
         float sum = 0.0f;
@@ -118,12 +120,12 @@ void linear_float(const FloatWeight& w, const FloatInput& x, const Epilogue& epi
                         (l.group == 0 || (l.group == group_positions(l.group) && l.group > 16)) &&
                         x.ldx * bytes % 16 == 0 && reinterpret_cast<uintptr_t>(x.x) % 16 == 0;
     auto* sums = w.has_offset ? reinterpret_cast<float*>(memory + s.sums) : nullptr;
+    if (s.plan.counter_bytes() > 0)  // before the kernel that the GEMM may overlap: a memset would part them
+        fill_bytes(memory + s.workspace + s.plan.part_bytes(), 0, s.plan.counter_bytes(), stream);
     if (!direct)
         prepare({x.x, x.type, x.m, l.k, x.ldx, l.group, l.k_pad, w.has_input_scale ? w.at<float>(l.inv_input) : nullptr,
                  memory + s.x, sums, s.m_pad, l.units},
                 x.compute, stream);
-    if (s.plan.counter_bytes() > 0)
-        fill_bytes(memory + s.workspace + s.plan.part_bytes(), 0, s.plan.counter_bytes(), stream);
     GemmFloat g;
     g.layout = l;
     g.decoder = w.decoder;
@@ -139,7 +141,7 @@ void linear_float(const FloatWeight& w, const FloatInput& x, const Epilogue& epi
     g.x_sum = sums;
     g.m_pad = s.m_pad;
     g.epilogue = epilogue;
-    gemm_float(g, s.plan, memory + s.workspace, stream);
+    gemm_float(g, s.plan, memory + s.workspace, !direct && current_device().major == 9, stream);
 }
 
 }  // namespace qk::cuda

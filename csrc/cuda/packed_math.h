@@ -21,6 +21,17 @@ __device__ __forceinline__ uint32_t permute_bytes(uint32_t low, uint32_t high, u
 #endif
 }
 
+// (a & mask) | bits: one instruction. Written in C++ with two constants it becomes two, as one can be immediate.
+__device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t mask, uint32_t bits) {
+#ifdef QK_EMULATE
+    return (a & mask) | bits;
+#else
+    uint32_t out;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(out) : "r"(a), "r"(mask), "r"(bits));  // (f0 & cc) | aa
+    return out;
+#endif
+}
+
 #ifdef QK_EMULATE
 namespace emulator {
 // a * b + c of two numbers, exact in float64 for what decoders do.

@@ -4,6 +4,8 @@
 // Lane l of a warp: g = l / 4, t = l % 4. "row, column" are of the matrix that the instruction multiplies.
 #pragma once
 
+#include <type_traits>
+
 #include "device.h"
 
 #ifdef QK_EMULATE
@@ -135,3 +137,17 @@ __device__ __forceinline__ void named_barrier(int id, int count) {
 
 }  // namespace qk::cuda
 #endif
+
+namespace qk::cuda {
+
+// m16n8k16 of T, float16 or bfloat16.
+template <class T>
+__device__ __forceinline__ void mma_float(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    const uint32_t b[2] = {b0, b1};
+    if constexpr (std::is_same_v<T, f16>)
+        mma_f16(d, a, b);
+    else
+        mma_bf16(d, a, b);
+}
+
+}  // namespace qk::cuda
