@@ -188,8 +188,8 @@ def test_the_loops_do_what_their_sizes_say(build, arch):
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_loops_of_four_bits_do_what_their_sizes_say(build, arch):
-    """A stage of the tiles: its products, what a thread copies, and nothing that divides; few tokens: eight products a
-    column and four tiles of codes on their way while four are multiplied.
+    """A stage of the tiles: its products, what a thread copies, and nothing that divides; few tokens: two products a
+    tile and column, eight tiles of codes on their way before the first.
     """
     for rows, columns, blocks in ((1, 2, 2), (1, 4, 2), (2, 4, 1), (2, 8, 1)):
         name = f"TileILi{rows}ELi{columns}ELi{blocks}E"
@@ -201,7 +201,7 @@ def test_the_loops_of_four_bits_do_what_their_sizes_say(build, arch):
             assert not re.search(r"LDGSTS|MUFU\.RCP|\bCALL", code[first:last]), (arch, kernel)
     for columns in (1, 2):
         for kernel, code in code_of(build, "gemm_int4_skinny", arch, f"ELi{columns}E").items():
-            assert counts(code, r"IMMA\.16832") == 4 * 2 * columns, (arch, kernel)
+            assert counts(code, r"IMMA\.16832") == 8 * 2 * columns, (arch, kernel)
             before = code[: code.index("IMMA")]
             assert counts(before, r"LDG\.E\.NA\.128") >= 8, (arch, kernel)
 
@@ -249,7 +249,7 @@ def test_weights_are_loaded_before_the_wait_for_activations(build):
         assert "STG" in after
     for name, code in code_of(build, "gemm_int4_skinny", "sm_90a", "gemm_int4_rows").items():
         before, after = code.split("ACQBULK")
-        assert counts(before, r"LDG\.E\.NA\.128") == 4 and "LDG.E.64" not in before, name
+        assert counts(before, r"LDG\.E\.NA\.128") == 8 and "LDG.E.64" not in before, name
         assert not re.search(r"\b(STG|ATOMG|RED)", before) and "STG" in after, name
     for name, code in code_of(build, "gemm_int4", "sm_90a", "gemm_int4_tiles").items():
         before, after = code.split("ACQBULK")

@@ -1,6 +1,7 @@
 // 4-bit weights, int8 activations, up to 16 tokens: bound by the bytes of w. A block has 16 channels, so that N = 4096
-// fills an H100; eight warps share the K, each a run of neighbouring tiles. Codes go from memory to registers, four
-// tiles being multiplied and four on their way.
+// fills an H100; eight warps share the K, each a run of neighbouring tiles. Codes go from memory to registers, eight
+// tiles a warp, each four of which are loaded again as soon as they were multiplied: at K = 4096 all are on their way
+// before the activations are there.
 //
 // Sums of a group are exact int32: warps add theirs to it in shared memory, in whatever order. Where all of a round's
 // groups are there, the threads that own results bring them to scale, in the order of the groups.
@@ -10,7 +11,7 @@ namespace qk::cuda {
 
 namespace {
 
-constexpr int kWarps = 8, kThreads = 32 * kWarps, kUnroll = 4;
+constexpr int kWarps = 8, kThreads = 32 * kWarps, kAhead = 8, kUnroll = 4;
 constexpr int kPitch = kFloatN + 4;  // of sums: the four tokens that lanes of a row add to hit different banks
 
 // COLUMNS instructions of 8 tokens each.
@@ -44,9 +45,10 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_int4_rows(const __grid_const
         if (first >= groups) return {0, 0};
         return {from + (to - from) * warp / kWarps, from + (to - from) * (warp + 1) / kWarps};
     };
-    auto load = [&](uint4(&a)[kUnroll], uint32_t from, uint32_t end) {
+    uint4 a[kAhead];  // tiles on their way; registers that never move, since a move would wait for its load
+    auto load = [&](int first, int count, uint32_t from, uint32_t end) {
 #pragma unroll
-        for (int u = 0; u < kUnroll; ++u) {
+        for (int u = first; u < first + count; ++u) {
             a[u] = make_uint4(0, 0, 0, 0);
             if (from + u < end) a[u] = load_stream(w + static_cast<int64_t>(from + u) * kFloatBytes);
         }
@@ -64,8 +66,7 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_int4_rows(const __grid_const
     };
 
     Run run = run_of(0);
-    uint4 a[kUnroll], next[kUnroll];
-    load(a, run.begin, run.end);
+    load(0, kAhead, run.begin, run.end);
     copy_constants(0);
     for (int i = thread; i < r.groups * rows * (kPitch / 4); i += kThreads)
         reinterpret_cast<int4*>(sums)[i] = make_int4(0, 0, 0, 0);
@@ -98,8 +99,7 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_int4_rows(const __grid_const
             }
         };
         const Run after = run_of(first + r.groups);
-#pragma unroll 1
-        for (uint32_t from = run.begin; from < run.end; from += kUnroll) {
+        auto multiply_tiles = [&](int part, uint32_t from) {  // kUnroll of them; those beyond the end by 0
             uint2 b[kUnroll][COLUMNS][2];
 #pragma unroll
             for (int u = 0; u < kUnroll; ++u)
@@ -111,16 +111,12 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_int4_rows(const __grid_const
                         if (from + u < run.end)
                             b[u][c][half] = *reinterpret_cast<const uint2*>(x[c] + (from + u) * kFloatK + half * kStep);
                     }
-            if (from + kUnroll < run.end)
-                load(next, from + kUnroll, run.end);
-            else
-                load(next, after.begin, after.end);
 #pragma unroll
-            for (int u = 0; u < kUnroll; ++u) {  // those beyond the end are multiplied by 0
+            for (int u = 0; u < kUnroll; ++u)
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
                     uint32_t operand[4];
-                    decode_step<D>(g.table, a[u], half, operand);
+                    decode_step<D>(g.table, a[part + u], half, operand);
 #pragma unroll
                     for (int c = 0; c < COLUMNS; ++c) multiply<SIGNED>(acc[c], operand, b[u][c][half]);
                     if (--left == 0) {
@@ -129,11 +125,19 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_int4_rows(const __grid_const
                         ++group;
                     }
                 }
-                a[u] = next[u];
+        };
+#pragma unroll 1
+        for (uint32_t from = run.begin; from < run.end; from += kAhead) {
+            const bool ends = from + kAhead >= run.end;
+            const uint32_t next = ends ? after.begin : from + kAhead, end = ends ? after.end : run.end;
+#pragma unroll
+            for (int part = 0; part < kAhead; part += kUnroll) {
+                if (part == 0 || from + part < run.end) multiply_tiles(part, from + part);
+                load(part, kUnroll, next, end);
             }
         }
         add();
-        if (run.begin == run.end) load(a, after.begin, after.end);
+        if (run.begin == run.end) load(0, kAhead, after.begin, after.end);
         run = after;
         cp_async_wait<0>();
         __syncthreads();
