@@ -95,7 +95,7 @@ def test_plans_and_the_shapes_of_these_tests(native):
     """The shapes take every kernel with and without shared K; a GPU with 132 multiprocessors is filled once."""
     taken = {}
     for m, k, n in SHAPES:
-        _, channels, tokens, splits, _ = native.plan_gemm(m, n, -(-k // 64) * 64, 4, False)
+        _, channels, tokens, splits, _, _ = native.plan_gemm(m, n, -(-k // 64) * 64, 4, False)
         taken.setdefault((channels, tokens), set()).add(splits > 1)
     assert taken == {
         (16, 8): {True, False},
@@ -104,10 +104,10 @@ def test_plans_and_the_shapes_of_these_tests(native):
         (128, 128): {False},
     }
     for m, n, k in ((1, 4096, 4096), (1, 1024, 4096), (16, 512, 14336), (64, 4096, 4096), (200, 1024, 8192)):
-        _, channels, tokens, splits, tiles = native.plan_gemm(m, n, k, 132, False)
+        _, channels, tokens, splits, tiles, _ = native.plan_gemm(m, n, k, 132, False)
         assert tiles == -(-n // channels) * -(-m // tokens) and tiles * splits <= max(264, tiles)
         assert 2 * tiles * splits > 132, (m, n, k)
-    assert native.plan_gemm(0, 0, 0, 132, False)[3:] == (1, 0)
+    assert native.plan_gemm(0, 0, 0, 132, False)[3:] == (1, 0, 1)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -105,6 +105,6 @@ def test_what_is_undefined_shows(library):
         return out
 
     for fault in ("unwritten", "no_wait"):
-        assert (run(fault, 0) == 0xCD).all()
+        assert (run(fault, 0) == 0xFF).all()
     for schedule in (0, 1, 5):
         assert not np.array_equal(run("no_barrier", schedule), np.roll(x, -16))

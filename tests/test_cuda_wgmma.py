@@ -52,7 +52,7 @@ def compile_library(folder, *sources):
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     lib = compile_library(tmp_path_factory.mktemp("wgmma"), "tests/wgmma_kernels.cpp", *EMULATOR)
-    lib.run_product.restype = lib.make_map.restype = ctypes.c_char_p
+    lib.run_product.restype = lib.run_exchange.restype = lib.make_map.restype = ctypes.c_char_p
     lib.descriptor.restype = ctypes.c_uint64
     return lib
 
@@ -97,13 +97,13 @@ def test_descriptors(library, address_of, stride):
 
 
 def test_every_tile_has_one_turn(library):
-    out = (ctypes.c_int64 * 2)()
+    out = (ctypes.c_int * 2)()
     for n_tiles in (1, 5, 16, 33):
         for m_tiles in (1, 3, 17):
             for group in (8, 16):
                 got = set()
                 for i in range(n_tiles * m_tiles):
-                    library.at_tile(*map(ctypes.c_int64, (i, n_tiles, m_tiles)), group, out)
+                    library.at_tile(i, n_tiles, m_tiles, group, out)
                     got.add(tuple(out))
                 assert got == {(n, m) for n in range(n_tiles) for m in range(m_tiles)}
 
@@ -207,16 +207,13 @@ def native(request, monkeypatch):
 
 
 def test_plans(native):
-    """Which kernel a shape takes, with the 132 multiprocessors of an H100; both widths in the shapes of these tests."""
-    widths = {native.plan_gemm(m, n, -(-k // 64) * 64, 4, True)[:3] for m, k, n in SHAPES}
-    assert widths == {("wgmma", 128, 128), ("wgmma", 128, 256)}
+    """Which kernel a shape takes, with the 132 multiprocessors of an H100; tiles and clusters: test_cuda_cluster.py."""
     native.force_gemm("any")
 
     def plan(m, n, k, has_wgmma=True):
         return native.plan_gemm(m, n, k, 132, has_wgmma)
 
-    assert plan(4096, 4096, 4096) == ("wgmma", 128, 256, 1, 512)
-    assert plan(512, 4096, 4096) == ("wgmma", 128, 128, 1, 128)
+    assert plan(4096, 4096, 4096)[0] == plan(512, 4096, 4096)[0] == "wgmma"
     assert plan(64, 14336, 4096)[0] == "tile"
     assert plan(16, 4096, 4096)[0] == "skinny"
     assert plan(128, 4096, 4096)[0] == "tile"  # 32 tiles: less than half of the multiprocessors
@@ -226,19 +223,6 @@ def test_plans(native):
     assert plan(4096, 4096, 4096)[0] == "tile"
     with pytest.raises(ValueError, match="accepted: any, mma, wgmma"):
         native.force_gemm("tensor")
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("x_dtype", ["int8", "uint8"])
-def test_matmul_int(native, shape, x_dtype, rng):
-    m, k, n = shape
-    w = weight(rng, n, k, zero_point=m % 2 == 1)
-    x = random_codes(rng, (m, k), x_dtype)
-    x_zp = 0 if m % 3 == 0 else 11
-    poisoned_free_list()
-    y = qk.matmul_int(torch.from_numpy(x), w, x_zp, backend="cuda")
-    zp = 0 if w.zero_point is None else w.zero_point.astype(np.int64)
-    assert_same(y.numpy(), ((x.astype(np.int64) - x_zp) @ (w.codes() - zp).T).astype(np.int32))
 
 
 @pytest.mark.parametrize("shape", [(5, 65, 17), (130, 200, 258), (300, 1300, 300)], ids=str)
@@ -305,13 +289,11 @@ def test_extremes(native, x_code, w_code):
 
 # ---- mutants: the kernel with one thing wrong -----------------------------------------------------------------
 
+REFILL = "                mbarrier_wait(empty + ring.stage, "
 MUTANTS = {
     "no wait for a full stage": ("mbarrier_wait(full + ring.stage, ring.phase);", ""),
-    "no wait for an empty stage": ("mbarrier_wait(empty + ring.stage, ring.phase ^ 1);", ""),
-    "wrong phase": (
-        "mbarrier_wait(empty + ring.stage, ring.phase ^ 1);",
-        "mbarrier_wait(empty, ring.phase);",
-    ),
+    "no wait for an empty stage": (REFILL + "ring.phase ^ 1);", ""),
+    "wrong phase": (REFILL + "ring.phase ^ 1);", REFILL + "ring.phase);"),
     "stage released too early": ("wgmma_wait<1>();", ""),
     "results not waited for": ("wgmma_wait<0>();", ""),
     "no fence": ("wgmma_fence();", ""),
@@ -329,7 +311,37 @@ MUTANTS = {
         "mbarrier_arrive_expect(full + s, T::kStage);",
         "mbarrier_arrive_expect(full + s, T::kW);",
     ),
-    "barrier of too few warps": ("mbarrier_init(empty + s, kConsumerWarps);", "mbarrier_init(empty + s, 1);"),
+    "barrier of too few warps": ("empty + s, CLUSTER * kConsumerWarps", "empty + s, 1"),
+    # pairs
+    "barrier of one block's warps": ("empty + s, CLUSTER * kConsumerWarps", "empty + s, kConsumerWarps"),
+    "no cluster barrier at the start": ("cluster_barrier();", "__syncthreads();"),
+    "ends while others arrive": (
+        "s = 0; s < T::kStages; ++s, ring",
+        "s = T::kStages; s < T::kStages; ++s, ring",
+    ),
+    "released only in this block": (
+        "mbarrier_arrive_at(empty + stage, lane)",
+        "mbarrier_arrive_at(empty + stage, walk.rank)",
+    ),
+    "released only in the other": ("if (lane < CLUSTER) mbarrier", "if (lane == 1 - walk.rank) mbarrier"),
+    "copies to itself": ("(1 << CLUSTER) - 1", "1 << walk.rank"),
+    "copies to the first": ("(1 << CLUSTER) - 1", "1"),
+    "copies to a third": ("(1 << CLUSTER) - 1", "7"),
+    "no multicast": ("copy_box_to((1 << CLUSTER) - 1, ", "copy_box("),
+    "both halves at one place": ("T::kW + walk.rank * kPart * T::kDepth", "T::kW"),
+    "one half twice": ("t.m * TOKENS + walk.rank * kPart", "t.m * TOKENS"),
+    "halves exchanged": ("t.m * TOKENS + walk.rank * kPart", "t.m * TOKENS + (1 - walk.rank) * kPart"),
+    "each copies all": ("TOKENS / CLUSTER}", "TOKENS}"),
+    "expects its own copies": (
+        "expect(full + ring.stage, T::kStage)",
+        "expect(full + ring.stage, T::kW + T::kX / CLUSTER)",
+    ),
+    "the same channels": ("t.n * CLUSTER + rank", "t.n * CLUSTER"),
+    "each its own walk": ("blockIdx.x) / CLUSTER", "blockIdx.x)"),
+    "walks side by side": (
+        "walk.tiles; tile += walk.stride) {\n        const TileAt t = walk.at(tile);\n#pragma",
+        "walk.tiles - walk.rank; tile += walk.stride) {\n        const TileAt t = walk.at(tile);\n#pragma",
+    ),
 }
 DRIVER = """
 #include <type_traits>
@@ -355,7 +367,7 @@ extern "C" const char* run(int mutant, const void* w, const void* x, int m, int 
     g.epilogue.out = out;
     g.epilogue.ldo = g.epilogue.n = n;
     g.epilogue.out_type = qk::DType::i32;
-    const GemmPlan plan{GemmKernel::wgmma, 128, 128, 1, qk::ceil_div(n, 128) * qk::ceil_div(m, 128), 1};
+    const GemmPlan plan{GemmKernel::wgmma, 128, 128, 1, qk::ceil_div(n, 128) * qk::ceil_div(m, 128), 2, 2};
     try {
         const TensorMap map = mutant0::int8_tensor_map(w, g.n_pad, g.k_pad);
         g.w_map = &map;
@@ -372,14 +384,21 @@ extern "C" const char* run(int mutant, const void* w, const void* x, int m, int 
 def mutants(tmp_path_factory):
     """One library with the kernel as it is and each mutant of it, in a namespace of its own."""
     source = (cuda_builds.ROOT / "csrc/cuda/gemm_int8_sm90a.cu").read_text()
-    # One width is enough.
+    # One width is enough, and blocks in pairs, which have everything that one alone has.
     source = re.sub(r"#include.*\n", "", source)
+    source = source.replace("launch_tile<TOKENS, 1>", "launch_tile<TOKENS, 2>")
     source = source.replace("launch_tokens<256>", "launch_tokens<128>")
-    source = source.replace("gemm_int8_wgmma<TOKENS, false>", "gemm_int8_wgmma<TOKENS, true>")
+    source = source.replace(
+        "gemm_int8_wgmma<TOKENS, CLUSTER, false>", "gemm_int8_wgmma<TOKENS, CLUSTER, true>"
+    )
     copies = [source]
     for old, new in MUTANTS.values():
         assert source.count(old) == 1, old
         copies.append(source.replace(old, new))
+    # Not wrong: clusters of four.
+    copies.append(
+        source.replace("launch_tile<TOKENS, 2>", "launch_tile<TOKENS, 4>").replace("plan.blocks", "4")
+    )
     text = "".join(
         c.replace("namespace qk::cuda {", f"namespace qk::cuda::mutant{i} {{") for i, c in enumerate(copies)
     )
@@ -395,19 +414,20 @@ def mutants(tmp_path_factory):
 
 
 def run_mutant(library, number, schedule, rng):
-    """One block, two tiles of seven stages each: the ring goes round. d and what it should be, or an error."""
-    m, n, k = 200, 40, 832
+    """One pair, two tiles of seven stages each: the ring goes round. d and what it should be, or an error."""
+    m, n, k = 200, 168, 832
     w, x = random_codes(rng, (n, k)), aligned(random_codes(rng, (m, k)))
     out = np.full((m, n), -1, np.int32)
     library.set_schedule(ctypes.c_uint64(schedule))
-    tiles = aligned(cuda.int8_tiles(w, 48, k))
+    tiles = aligned(cuda.int8_tiles(w, 176, k))
     error = library.run(number, address(tiles), address(x), m, n, k, address(out)).decode()
     return error or (out, x.astype(np.int32) @ w.astype(np.int32).T)
 
 
-def test_the_kernel_itself_is_right(mutants, rng):
+@pytest.mark.parametrize("number", [0, 1 + len(MUTANTS)], ids=["pairs", "fours"])
+def test_the_kernel_itself_is_right(mutants, number, rng):
     for schedule in SCHEDULES:
-        got = run_mutant(mutants, 0, schedule, rng)
+        got = run_mutant(mutants, number, schedule, rng)
         assert not isinstance(got, str), got
         assert_same(*got)
 
@@ -429,10 +449,18 @@ def test_machine_code(build):  # noqa: F811
     """The instructions of the pipeline, as many as its sizes say, in every instance; nothing is in local memory."""
     for signed, types in ((1, "S8.S8"), (0, "S8.U8")):
         for tokens in (128, 256):
-            name = f"gemm_int8_wgmmaILi{tokens}ELb{signed}"
-            for code in code_of(build, "gemm_int8_sm90a", "sm_90a", name).values():
+            for cluster in (1, 2):
+                name = f"gemm_int8_wgmmaILi{tokens}ELi{cluster}ELb{signed}"
+                (code,) = code_of(build, "gemm_int8_sm90a", "sm_90a", name).values()
                 assert counts(code, rf"IGMMA\.64x{tokens}x32\.{types} ") == 4, name
-                assert counts(code, r"UTMALDG\.4D") == 2 and counts(code, r"UTMALDG\.2D") == 1, name
+                assert counts(code, r"UTMALDG\.4D ") == 2 and counts(code, r"UTMALDG\.2D") == 1, name
+                # Activations go to both blocks of a pair, and its stages are released in both, without a fence of all
+                # memory, which what the tensor cores have read does not need.
+                pair = int(cluster == 2)
+                assert counts(code, r"UTMALDG\.2D\.MULTICAST ") == pair, name
+                assert counts(code, r"SYNCS\.ARRIVE\.TRANS64\.RED\.A1T0 RZ") == 2 * pair, name
+                assert counts(code, "UCGABAR_ARV") == counts(code, "UCGABAR_WAIT") == pair, name
+                assert "MEMBAR.ALL.GPU" not in code and counts(code, r"CCTL\.IVALL") <= pair, name
                 assert counts(code, r"USETMAXREG\.TRY_ALLOC\.CTAPOOL UP\d+, 0xf0") == 1, name
                 assert counts(code, r"USETMAXREG\.DEALLOC\.CTAPOOL 0x18") == 1, name
                 assert counts(code, r"WARPGROUP\.DEPBAR\.LE gsb0, 0x1") == 1, name
@@ -447,7 +475,7 @@ def test_machine_code(build):  # noqa: F811
 def test_registers(build):  # noqa: F811
     """The cap at entry is what 384 threads of one block can have; setmaxnreg moves registers from there."""
     found = [says for source, _, _, says in compiled(build) if source == "gemm_int8_sm90a"]
-    assert len(found) == 4
+    assert len(found) == 8
     for says in found:
         assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in says
         assert int(re.search(r"Used (\d+) registers", says).group(1)) <= 168

@@ -1,5 +1,6 @@
 // For tests/test_cuda_wgmma.py, compiled with csrc/cuda/emulator/emulator.cpp and csrc/cuda/tensor_map.cu: index
-// functions, one product of a warpgroup whose operands a bulk copy brings, and faults.
+// functions, one product of a warpgroup whose operands a bulk copy brings, a copy to both blocks of a cluster, and
+// faults.
 #include "../csrc/cuda/gemm_wgmma.h"
 #include "../csrc/cuda/wgmma.h"
 #include "guarded.h"
@@ -60,6 +61,39 @@ void product(const TensorMap a_map, const TensorMap b_map, int32_t* d) {
     for (int i = 0; i < 64; ++i) d[(row + i % 4 / 2 * 8) * 128 + i / 4 * 8 + thread % 4 * 2 + i % 2] = acc[i];
 }
 
+// Blocks in pairs; each copies half of 128 rows of 128 bytes to both, and writes what it then has, without the swizzle.
+void exchange(const TensorMap map, char* out) {
+    constexpr int kRows = 64, kHalf = kRows * 128;
+    char* shared = shared_memory();
+    auto *full = reinterpret_cast<uint64_t*>(shared + 2 * kHalf), *read = full + 1;
+    const int thread = threadIdx.x, rank = cluster_rank();
+    const bool second = rank == 1;
+    auto copy = [&](uint16_t blocks) {
+        const int first = static_cast<int>(blockIdx.x) / 2 * 2 * kRows;
+        copy_box_to(blocks, shared + rank * kHalf, map, full, 0, first + rank * kRows);
+    };
+    if (thread == 0 && !(is("no_init") && second)) {
+        mbarrier_init(full, 1);
+        mbarrier_init(read, 2);
+        mbarrier_init_fence();
+    }
+    if (is("no_cluster_barrier") || (is("one_at_the_barrier") && second))
+        __syncthreads();
+    else
+        cluster_barrier();
+    if (thread == 0) {
+        mbarrier_arrive_expect(full, is("too_few_bytes") ? kHalf : 2 * kHalf);
+        copy(is("to_none") ? 0 : is("to_three") ? 7 : is("to_itself") ? 1 << rank : is("to_the_other") ? 2 >> rank : 3);
+    }
+    if (!(is("does_not_wait") && second)) mbarrier_wait(full, 0);
+    for (int i = thread; i < 2 * kHalf; i += 32) out[blockIdx.x * 2 * kHalf + i] = shared[swizzle_128(i)];
+    __syncthreads();
+    if (thread < 2) mbarrier_arrive_at(read, is("no_such_block") ? 2 : thread);
+    if (!is("ends_early")) mbarrier_wait(read, 0);
+    if (is("late_copy") && second && thread == 0) copy(3);
+    if (is("arrives_late") && second && thread == 0) mbarrier_arrive_at(read, 0);
+}
+
 }  // namespace
 
 extern "C" {
@@ -76,6 +110,16 @@ const char* run_product(const char* name, bool is_signed, const void* a, const v
         };
         launch(is_signed ? product<true> : product<false>, dim3(1), dim3(128), 64 * 128 + 128 * 128 + 8, nullptr,
                map(a, a_rows, 64), map(b, b_rows, 128), d);
+    });
+}
+
+// x (64 * blocks, 128); out (blocks, 128, 128).
+const char* run_exchange(const char* name, const void* x, char* out, int blocks) {
+    fault = name;
+    return guarded([&] {
+        const auto rows = static_cast<uint64_t>(64 * blocks);
+        launch_kernel({false, 2}, exchange, dim3(static_cast<unsigned>(blocks)), dim3(32), 2 * 64 * 128 + 16, nullptr,
+                      tensor_map({x, 2, {128, rows}, {128}, {128, 64}}), out);
     });
 }
 
@@ -105,7 +149,7 @@ int wgmma_byte(int warpgroup, int row, int k) {
 int channel_of(int warpgroup, int row) { return wgmma_channel(warpgroup, row); }
 int column_of(int channel) { return wgmma_column(channel); }
 uint64_t descriptor(uint32_t address, uint32_t stride) { return operand_128(address, stride); }
-void at_tile(int64_t index, int64_t n_tiles, int64_t m_tiles, int group, int64_t* out) {
+void at_tile(int index, int n_tiles, int m_tiles, int group, int* out) {
     const TileAt t = tile_at(index, n_tiles, m_tiles, group);
     out[0] = t.n;
     out[1] = t.m;

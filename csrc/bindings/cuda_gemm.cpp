@@ -1,4 +1,6 @@
 // The int8 core on CUDA devices.
+#include <algorithm>
+
 #include "../cuda/linear.h"
 #include "cuda_common.h"
 
@@ -69,15 +71,18 @@ void bind_cuda_gemm(py::module_& m) {
         return out;
     });
     m.def("int8_offset", &qk::cuda::int8_offset, "Byte of w[n, k] in the codes: gemm_layout.h.");
-    // (kernel, channels and tokens of a tile, blocks that share a K, tiles)
+    // (kernel, channels and tokens of a tile, blocks that share a K, tiles, blocks of a cluster)
     m.def("plan_gemm", [](int64_t rows, int64_t n, int64_t k_pad, int multiprocessors, bool has_wgmma) {
         const auto p = qk::cuda::plan_gemm(rows, n, k_pad, multiprocessors, has_wgmma);
-        return py::make_tuple(kGemmKernels[static_cast<int>(p.kernel)], p.channels, p.tokens, p.splits, p.tiles);
+        return py::make_tuple(kGemmKernels[static_cast<int>(p.kernel)], p.channels, p.tokens, p.splits, p.tiles,
+                              p.cluster);
     });
     m.def("force_gemm", [](const std::string& name) {  // for tests: gemm.h
-        using qk::cuda::GemmChoice;
-        require(name == "any" || name == "mma" || name == "wgmma", "force_gemm: accepted: any, mma, wgmma");
-        qk::cuda::force_gemm(name == "any" ? GemmChoice::any : (name == "mma" ? GemmChoice::mma : GemmChoice::wgmma));
+        const std::string names[] = {"any", "mma", "wgmma", "wgmma_single",
+                                     "wgmma_pair"};  // in the order of GemmChoice
+        const auto* found = std::find(std::begin(names), std::end(names), name);
+        require(found != std::end(names), "force_gemm: accepted: any, mma, wgmma, wgmma_single, wgmma_pair");
+        qk::cuda::force_gemm(static_cast<qk::cuda::GemmChoice>(found - names));
     });
 
     py::class_<Weight>(m, "Int8Weight", "A prepacked weight on a device: csrc/cuda/gemm_layout.h.")

@@ -25,13 +25,28 @@ __global__ void pad_rows(const uint8_t* x, bool is_signed, int64_t k, int64_t ld
 
 std::atomic<GemmChoice> forced{GemmChoice::any};
 
-// 128 x 256 tiles, or 128 x 128 where those waste less of the last wave; half the work takes a little more than half
-// the time, since a stage brings fewer products a byte.
-GemmPlan plan_wgmma(int64_t m, int64_t n, int multiprocessors) {
-    const int64_t channels = ceil_div(n, 128), large = channels * ceil_div(m, 256), small = channels * ceil_div(m, 128);
-    const bool wide = 200 * ceil_div(large, multiprocessors) <= 115 * ceil_div(small, multiprocessors);
-    const int64_t tiles = wide ? large : small;
-    return {GemmKernel::wgmma, 128, wide ? 256 : 128, 1, tiles, tiles < multiprocessors ? tiles : multiprocessors};
+// The tile and cluster that load the fewest bytes: a block's stage, 128 bytes a channel and a token, times the waves.
+// L2 bounds all of them (docs/gpu.md). A pair has neighbouring tiles of channels, loads half of its tokens a block, and
+// wants two multiprocessors at once: they come in twos (TPCs), so that every one finds its partner.
+GemmPlan plan_wgmma(int64_t m, int64_t n, int multiprocessors, GemmChoice choice) {
+    GemmPlan best{};
+    int64_t least = INT64_MAX;
+    const int64_t channels = ceil_div(n, 128);
+    const bool pairs =
+        choice == GemmChoice::wgmma_pair || (choice != GemmChoice::wgmma_single && channels > 1 && multiprocessors > 1);
+    for (const int cluster : {2, 1}) {
+        if (cluster == 2 ? !pairs : choice == GemmChoice::wgmma_pair) continue;
+        const int64_t at_once = multiprocessors < cluster ? 1 : multiprocessors / cluster;
+        for (const int tokens : {256, 128}) {
+            const int64_t m_tiles = ceil_div(m, tokens), tiles = ceil_div(channels, cluster) * m_tiles;
+            const int64_t bytes = ceil_div(tiles, at_once) * (128 + tokens / cluster);
+            if (bytes >= least) continue;
+            least = bytes;
+            const int64_t clusters = tiles < at_once ? tiles : at_once;
+            best = {GemmKernel::wgmma, 128, tokens, 1, channels * m_tiles, clusters * cluster, cluster};
+        }
+    }
+    return best;
 }
 
 }  // namespace
@@ -48,8 +63,8 @@ GemmPlan plan_gemm(int64_t m, int64_t n, int64_t k_pad, int multiprocessors, boo
         return static_cast<int>(s < 1 ? 1 : (s > 16 ? 16 : s));
     };
     if (has_wgmma && choice != GemmChoice::mma && m > 0 && n > 0 && blocks > 0) {
-        const GemmPlan plan = plan_wgmma(m, n, multiprocessors);
-        if (choice == GemmChoice::wgmma) return plan;
+        const GemmPlan plan = plan_wgmma(m, n, multiprocessors, choice);
+        if (choice != GemmChoice::any) return plan;
         // With fewer tiles the kernel below, whose blocks share a K, keeps more multiprocessors busy.
         if (m > 64 && 2 * plan.tiles >= multiprocessors) return plan;
     }

@@ -22,7 +22,7 @@ struct GemmInt8 {
 };
 
 enum class GemmKernel : int { skinny = 0, tile = 1, wgmma = 2 };
-enum class GemmChoice : int { any = 0, mma = 1, wgmma = 2 };
+enum class GemmChoice : int { any = 0, mma = 1, wgmma = 2, wgmma_single = 3, wgmma_pair = 4 };
 
 // How a shape runs: which kernel and tile, and how many blocks share a K.
 struct GemmPlan {
@@ -30,13 +30,15 @@ struct GemmPlan {
     int channels, tokens;  // of a tile
     int splits;
     int64_t tiles;
-    int64_t blocks;  // of a launch that goes over tiles: wgmma
+    int64_t blocks;   // of a launch that goes over tiles: wgmma
+    int cluster = 1;  // blocks that share activations: wgmma
     int64_t part_bytes() const { return splits > 1 ? tiles * splits * channels * tokens * 4 : 0; }
     int64_t counter_bytes() const { return splits > 1 ? tiles * 4 : 0; }
 };
 // The one place where a kernel is chosen. has_wgmma: the device is sm_90, whose machine code gemm_int8_sm90a.cu is.
 GemmPlan plan_gemm(int64_t m, int64_t n, int64_t k_pad, int multiprocessors, bool has_wgmma);
-// For tests: plans are made for skinny or tile (mma), or for wgmma where it takes the shape; any: as if never called.
+// For tests: plans are made for skinny or tile (mma), or for wgmma where it takes the shape, with clusters as planned,
+// of one block (single) or of two (pair); any: as if never called.
 void force_gemm(GemmChoice choice);
 
 // workspace: plan.part_bytes() + plan.counter_bytes(), 16-byte aligned, its counters (the last part) 0. overlap: the

@@ -70,8 +70,7 @@ __device__ __forceinline__ void load_stage(const GemmFloat& g, char* stage, int6
         const int64_t row = real ? ((n0 / kFloatN + tile) * l.groups + group) * kFloatN : 0;
         const int at = (tile * 4 + unit) * 64 + part * 16, bytes = real ? 16 : 0;
         // Zeros for units that no group has: their sums are 0, but what memory holds may not be finite.
-        if (part < l.scale_bytes)
-            cp_async_16(stage + T::kScale + at, g.scale + row * l.scale_bytes + part * 16, bytes);
+        if (part < l.scale_bytes) cp_async_16(stage + T::kScale + at, g.scale + row * l.scale_bytes + part * 16, bytes);
         if (g.offset != nullptr) cp_async_16(stage + T::kOffset + at, g.offset + row + part * 4, bytes);
         const int fours = T::kTokens / 4, u = thread / fours;
         if (g.offset != nullptr && u < l.units) {
@@ -232,7 +231,7 @@ template <Decoder D, class Float, int COLUMNS, int WARPS>
 void launch_tile(const GemmFloat& g, const FloatPlan& plan, bool overlap, Stream stream) {
     using T = Tile<COLUMNS, WARPS>;
     const dim3 grid(static_cast<unsigned>(plan.tiles), static_cast<unsigned>(plan.splits));
-    launch_kernel(overlap, gemm_float_tile<D, Float, COLUMNS, WARPS>, grid, dim3(T::kThreads), T::kShared, stream, g);
+    launch_kernel({overlap}, gemm_float_tile<D, Float, COLUMNS, WARPS>, grid, dim3(T::kThreads), T::kShared, stream, g);
 }
 
 template <Decoder D, class Float>

@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(kThreads, T::kBlocksAtOnce) gemm_int4_tiles(co
     const int group_steps = static_cast<int>(l.group_steps);
     const int last_steps = static_cast<int>(l.k_pad / kStep - (l.groups - 1) * l.group_steps);
     int left = groups == 1 ? last_steps : group_steps;
-    constexpr int kNoGroup = 1 << 30;  // the stage goes on, K does not
+    constexpr int kNoGroup = 1 << 30;                       // the stage goes on, K does not
     constexpr int kHeld = T::COLUMNS == 8 ? 1 : T::kSteps;  // steps whose activations registers hold
     char *stage = shared, *free = shared + (T::kStages - 1) * T::kStage;
 #pragma unroll 1
@@ -277,7 +277,7 @@ __global__ void __launch_bounds__(kThreads, T::kBlocksAtOnce) gemm_int4_tiles(co
 
 template <Decoder D, bool SIGNED, class T>
 void launch_tile(const GemmInt4& g, const Int4Plan& plan, bool overlap, Stream stream) {
-    launch_kernel(overlap, gemm_int4_tiles<D, SIGNED, T>, dim3(static_cast<unsigned>(plan.tiles)), dim3(kThreads),
+    launch_kernel({overlap}, gemm_int4_tiles<D, SIGNED, T>, dim3(static_cast<unsigned>(plan.tiles)), dim3(kThreads),
                   T::kShared, stream, g);
 }
 

@@ -183,8 +183,8 @@ template <Decoder D, bool SIGNED>
 void launch_size(const GemmInt4& g, const Int4Plan& plan, bool overlap, Stream stream) {
     const dim3 grid(static_cast<unsigned>(plan.tiles)), block(kThreads);
     if (plan.tokens == 8)
-        return launch_kernel(overlap, gemm_int4_rows<D, SIGNED, 1>, grid, block, plan.round.bytes, stream, g);
-    launch_kernel(overlap, gemm_int4_rows<D, SIGNED, 2>, grid, block, plan.round.bytes, stream, g);
+        return launch_kernel({overlap}, gemm_int4_rows<D, SIGNED, 1>, grid, block, plan.round.bytes, stream, g);
+    launch_kernel({overlap}, gemm_int4_rows<D, SIGNED, 2>, grid, block, plan.round.bytes, stream, g);
 }
 
 template <Decoder D>

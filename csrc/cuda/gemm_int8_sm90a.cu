@@ -1,9 +1,14 @@
-// int8 GEMM on wgmma, for more tokens than the kernels of gemm.cu are good for. Bound by the tensor cores: a stage of
-// 128 x 256 x 128 takes them 1024 cycles, in which the copy engine brings 48 KB from L2.
+// int8 GEMM on wgmma, for more tokens than the kernels of gemm.cu are good for. Bound by L2, or by the tensor cores: a
+// stage of 128 x 256 x 128 takes them 1024 cycles, in which the copy engine brings 48 KB, or 32 KB to a block of a
+// pair.
 //
 // One block a multiprocessor goes over tiles. Of its three warpgroups one thread copies (bulk tensor copies into a ring
 // of stages, each with a barrier for "full" and one for "empty"), the other two multiply 64 channels each, and then
 // bring results through shared memory into rows of channels for the epilogue, while the copies of the next tile run.
+//
+// The blocks of a cluster have neighbouring channels of the same tokens. Each copies its own weights, and its part of
+// the activations to all of them; so what fills a stage of one block comes from all, and the stage may be filled again
+// when the consumers of all have released it.
 #include "gemm.h"
 
 #include "epilogue_kernel.h"
@@ -32,36 +37,46 @@ struct Ring {
     }
 };
 
-template <int TOKENS>
-struct Shape {
-    int64_t n_tiles, m_tiles, tiles;
-    int steps;
-    __device__ __forceinline__ explicit Shape(const GemmInt8& g)
-        : n_tiles(ceil_div(g.n, WgmmaTile<TOKENS>::kChannels)),
-          m_tiles(ceil_div(g.m, TOKENS)),
+// What a cluster goes over: tiles of CLUSTER * 128 channels, of which each block has its own 128; beyond the last
+// channel it multiplies zeros.
+template <int TOKENS, int CLUSTER>
+struct Walk {
+    int n_tiles, m_tiles, tiles, first, stride, rank, steps;
+    __device__ __forceinline__ explicit Walk(const GemmInt8& g)
+        : n_tiles(static_cast<int>(ceil_div(g.n, CLUSTER * WgmmaTile<TOKENS>::kChannels))),
+          m_tiles(static_cast<int>(ceil_div(g.m, TOKENS))),
           tiles(n_tiles * m_tiles),
+          first(static_cast<int>(blockIdx.x) / CLUSTER),
+          stride(static_cast<int>(gridDim.x) / CLUSTER),
+          rank(CLUSTER == 1 ? 0 : cluster_rank()),
           steps(static_cast<int>(ceil_div(g.k_pad, WgmmaTile<TOKENS>::kDepth))) {}
-    __device__ __forceinline__ TileAt at(int64_t index) const {
-        return tile_at(index, n_tiles, m_tiles, WgmmaTile<TOKENS>::kGroup);
+    __device__ __forceinline__ TileAt at(int index) const {  // this block's
+        const TileAt t = tile_at(index, n_tiles, m_tiles, WgmmaTile<TOKENS>::kGroup / CLUSTER);
+        return {t.n * CLUSTER + rank, t.m};
     }
 };
 
-template <int TOKENS>
+template <int TOKENS, int CLUSTER>
 __device__ __forceinline__ void produce(const TensorMap& w_map, const TensorMap& x_map, const GemmInt8& g, char* shared,
                                         uint64_t* full, uint64_t* empty) {
     using T = WgmmaTile<TOKENS>;
-    const Shape<TOKENS> shape(g);
+    constexpr int kPart = TOKENS / CLUSTER;  // tokens that this block copies
+    const Walk<TOKENS, CLUSTER> walk(g);
     auto load_w = [&](int stage, const TileAt& t, int step) {
         copy_box(shared + stage * T::kStage, w_map, full + stage, 0, 0, step * (T::kDepth / kTileK),
-                 static_cast<int>(t.n) * (T::kChannels / kTileN));
+                 t.n * (T::kChannels / kTileN));
     };
     auto load_x = [&](int stage, const TileAt& t, int step) {
-        copy_box(shared + stage * T::kStage + T::kW, x_map, full + stage, step * T::kDepth,
-                 static_cast<int>(t.m) * TOKENS);
+        char* to = shared + stage * T::kStage + T::kW + walk.rank * kPart * T::kDepth;
+        const int k = step * T::kDepth, token = t.m * TOKENS + walk.rank * kPart;
+        if constexpr (CLUSTER == 1)
+            copy_box(to, x_map, full + stage, k, token);
+        else
+            copy_box_to((1 << CLUSTER) - 1, to, x_map, full + stage, k, token);
     };
     // Weights of the first stages do not depend on the kernel before.
-    const TileAt first = shape.at(blockIdx.x);
-    const int ahead = shape.steps < T::kStages ? shape.steps : T::kStages;
+    const TileAt first = walk.at(walk.first);
+    const int ahead = walk.steps < T::kStages ? walk.steps : T::kStages;
 #pragma unroll 1
     for (int s = 0; s < ahead; ++s) {
         mbarrier_arrive_expect(full + s, T::kStage);
@@ -70,11 +85,11 @@ __device__ __forceinline__ void produce(const TensorMap& w_map, const TensorMap&
     wait_for_previous();
     Ring<T::kStages> ring;
 #pragma unroll 1
-    for (int64_t tile = blockIdx.x; tile < shape.tiles; tile += gridDim.x) {
-        const TileAt t = shape.at(tile);
+    for (int tile = walk.first; tile < walk.tiles; tile += walk.stride) {
+        const TileAt t = walk.at(tile);
 #pragma unroll 1
-        for (int step = 0; step < shape.steps; ++step, ring.advance()) {
-            if (tile != blockIdx.x || step >= ahead) {
+        for (int step = 0; step < walk.steps; ++step, ring.advance()) {
+            if (tile != walk.first || step >= ahead) {
                 mbarrier_wait(empty + ring.stage, ring.phase ^ 1);
                 mbarrier_arrive_expect(full + ring.stage, T::kStage);
                 load_w(ring.stage, t, step);
@@ -82,20 +97,30 @@ __device__ __forceinline__ void produce(const TensorMap& w_map, const TensorMap&
             load_x(ring.stage, t, step);
         }
     }
+    // A block does not end while others arrive at its barriers. When all have released its last stages, its own copies
+    // have reached them too.
+    if constexpr (CLUSTER > 1) {
+#pragma unroll 1
+        for (int s = 0; s < T::kStages; ++s, ring.advance()) mbarrier_wait(empty + ring.stage, ring.phase ^ 1);
+    }
 }
 
-template <int TOKENS, bool SIGNED>
+template <int TOKENS, int CLUSTER, bool SIGNED>
 __device__ __forceinline__ void consume(const GemmInt8& g, char* shared, uint64_t* full, uint64_t* empty) {
     using T = WgmmaTile<TOKENS>;
-    const Shape<TOKENS> shape(g);
+    const Walk<TOKENS, CLUSTER> walk(g);
     const int thread = threadIdx.x - kWarpgroup, warpgroup = thread / kWarpgroup, warp = thread / 32,
               lane = thread % 32;
     const int row = warp % 4 * 16 + lane / 4;  // of the operand: the first of this lane's two
     const int column = wgmma_column(wgmma_channel(warpgroup, row)),
               next = wgmma_column(wgmma_channel(warpgroup, row + 8));
     auto* results = reinterpret_cast<int32_t*>(shared + T::kResults);
-    auto release = [&](int stage) {
-        if (lane == 0) mbarrier_arrive(empty + stage);
+    auto release = [&](int stage) {  // in every block: each copies into this one
+        if constexpr (CLUSTER == 1) {
+            if (lane == 0) mbarrier_arrive(empty + stage);
+        } else {
+            if (lane < CLUSTER) mbarrier_arrive_at(empty + stage, lane);
+        }
     };
     wait_for_previous();
 
@@ -103,12 +128,12 @@ __device__ __forceinline__ void consume(const GemmInt8& g, char* shared, uint64_
     Ring<T::kStages> ring;
     int buffer = 0;
 #pragma unroll 1
-    for (int64_t tile = blockIdx.x; tile < shape.tiles; tile += gridDim.x) {
-        const TileAt t = shape.at(tile);
-        const ChannelEpilogue epilogue(g.epilogue, t.n * T::kChannels + lane * kVector);
+    for (int tile = walk.first; tile < walk.tiles; tile += walk.stride) {
+        const TileAt t = walk.at(tile);
+        const ChannelEpilogue epilogue(g.epilogue, int64_t{t.n} * T::kChannels + lane * kVector);
         int before = 0;
 #pragma unroll 1
-        for (int step = 0; step < shape.steps; ++step, ring.advance()) {
+        for (int step = 0; step < walk.steps; ++step, ring.advance()) {
             mbarrier_wait(full + ring.stage, ring.phase);
             const uint32_t w = shared_address(shared + ring.stage * T::kStage), x = w + T::kW;
             wgmma_fence();
@@ -129,7 +154,7 @@ __device__ __forceinline__ void consume(const GemmInt8& g, char* shared, uint64_
         // between is behind all reads.
 #pragma unroll 1
         for (int round = 0; round < TOKENS / T::kRows; ++round) {
-            const int64_t m0 = t.m * TOKENS + round * T::kRows;
+            const int64_t m0 = int64_t{t.m} * TOKENS + round * T::kRows;
             if (m0 >= g.m) break;
             int32_t* rows = results + buffer * T::kBuffer;
             buffer ^= 1;
@@ -157,7 +182,7 @@ __device__ __forceinline__ void consume(const GemmInt8& g, char* shared, uint64_
     }
 }
 
-template <int TOKENS, bool SIGNED>
+template <int TOKENS, int CLUSTER, bool SIGNED>
 __global__ void __launch_bounds__(kThreads, 1)
     gemm_int8_wgmma(const __grid_constant__ TensorMap w_map, const __grid_constant__ TensorMap x_map,
                     const __grid_constant__ GemmInt8 g) {
@@ -170,30 +195,40 @@ __global__ void __launch_bounds__(kThreads, 1)
         prefetch_map(x_map);
         for (int s = 0; s < T::kStages; ++s) {
             mbarrier_init(full + s, 1);
-            mbarrier_init(empty + s, kConsumerWarps);
+            mbarrier_init(empty + s, CLUSTER * kConsumerWarps);
         }
         mbarrier_init_fence();
     }
-    __syncthreads();
+    // No block reaches another one's barriers before they are made.
+    if constexpr (CLUSTER == 1)
+        __syncthreads();
+    else
+        cluster_barrier();
     if (threadIdx.x < kWarpgroup) {
         keep_registers<kProducerRegisters>();
-        if (threadIdx.x == 0) produce<TOKENS>(w_map, x_map, g, shared, full, empty);
+        if (threadIdx.x == 0) produce<TOKENS, CLUSTER>(w_map, x_map, g, shared, full, empty);
     } else {
         take_registers<kConsumerRegisters>();
-        consume<TOKENS, SIGNED>(g, shared, full, empty);
+        consume<TOKENS, CLUSTER, SIGNED>(g, shared, full, empty);
     }
 }
 
-template <int TOKENS>
-void launch_tokens(const GemmInt8& g, const GemmPlan& plan, bool overlap, Stream stream) {
+template <int TOKENS, int CLUSTER>
+void launch_tile(const GemmInt8& g, const GemmPlan& plan, bool overlap, Stream stream) {
     const TensorMap x_map = tensor_map({g.x,
                                         2,
                                         {static_cast<uint64_t>(g.k_pad), static_cast<uint64_t>(g.m)},
                                         {static_cast<uint64_t>(g.ldx)},
-                                        {WgmmaTile<TOKENS>::kDepth, TOKENS}});
-    auto* kernel = g.is_signed ? gemm_int8_wgmma<TOKENS, true> : gemm_int8_wgmma<TOKENS, false>;
-    launch_kernel(overlap, kernel, dim3(static_cast<unsigned>(plan.blocks)), dim3(kThreads), WgmmaTile<TOKENS>::kShared,
-                  stream, *g.w_map, x_map, g);
+                                        {WgmmaTile<TOKENS>::kDepth, TOKENS / CLUSTER}});
+    auto* kernel = g.is_signed ? gemm_int8_wgmma<TOKENS, CLUSTER, true> : gemm_int8_wgmma<TOKENS, CLUSTER, false>;
+    launch_kernel({overlap, CLUSTER}, kernel, dim3(static_cast<unsigned>(plan.blocks)), dim3(kThreads),
+                  WgmmaTile<TOKENS>::kShared, stream, *g.w_map, x_map, g);
+}
+
+template <int TOKENS>
+void launch_tokens(const GemmInt8& g, const GemmPlan& plan, bool overlap, Stream stream) {
+    return plan.cluster == 2 ? launch_tile<TOKENS, 2>(g, plan, overlap, stream)
+                             : launch_tile<TOKENS, 1>(g, plan, overlap, stream);
 }
 
 }  // namespace

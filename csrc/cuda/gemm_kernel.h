@@ -276,7 +276,7 @@ __global__ void __launch_bounds__(32 * kSkinnyWarps, 2) gemm_int8_skinny(const _
 template <class Product, int CHANNELS, int TOKENS>
 void launch_tile(const GemmInt8& g, const GemmPlan& plan, bool overlap, Stream stream) {
     const dim3 grid(static_cast<unsigned>(plan.tiles), static_cast<unsigned>(plan.splits));
-    launch_kernel(overlap, gemm_int8_tile<CHANNELS, TOKENS, Product>, grid, dim3(kThreads),
+    launch_kernel({overlap}, gemm_int8_tile<CHANNELS, TOKENS, Product>, grid, dim3(kThreads),
                   Tile<CHANNELS, TOKENS>::kShared, stream, g);
 }
 
@@ -284,7 +284,8 @@ template <class Product, int COLUMNS>
 void launch_skinny(const GemmInt8& g, const GemmPlan& plan, bool overlap, Stream stream) {
     const dim3 grid(static_cast<unsigned>(plan.tiles), static_cast<unsigned>(plan.splits));
     const int shared_bytes = kSkinnyWarps * COLUMNS * 8 * (kTileN + 4) * 4 + 16;
-    launch_kernel(overlap, gemm_int8_skinny<COLUMNS, Product>, grid, dim3(32 * kSkinnyWarps), shared_bytes, stream, g);
+    launch_kernel({overlap}, gemm_int8_skinny<COLUMNS, Product>, grid, dim3(32 * kSkinnyWarps), shared_bytes, stream,
+                  g);
 }
 
 template <class Product>

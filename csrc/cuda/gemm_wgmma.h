@@ -41,12 +41,12 @@ QK_HD inline constexpr int wgmma_channel(int warpgroup, int row) { return row / 
 QK_HD inline constexpr int wgmma_column(int channel) { return channel % 2 * 64 + channel / 2; }
 
 struct TileAt {
-    int64_t n, m;  // in tiles
+    int n, m;  // in tiles, which 31 bits count: results of 2^31 tiles would take 35 TB
 };
 // Neighbouring blocks share operands in L2: `group` tiles of channels, then the next tokens.
-QK_HD inline constexpr TileAt tile_at(int64_t index, int64_t n_tiles, int64_t m_tiles, int group) {
-    const int64_t band = index / (group * m_tiles), in_band = index % (group * m_tiles);
-    const int64_t left = n_tiles - band * group, width = left < group ? left : group;
+QK_HD inline constexpr TileAt tile_at(int index, int n_tiles, int m_tiles, int group) {
+    const int band = index / (group * m_tiles), in_band = index % (group * m_tiles);
+    const int left = n_tiles - band * group, width = left < group ? left : group;
     return {band * group + in_band % width, in_band / width};
 }
 

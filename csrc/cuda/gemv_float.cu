@@ -361,7 +361,7 @@ template <Decoder D, class Products, int UNITS>
 void launch_units(const GemmFloat& g, const FloatPlan& plan, bool overlap, Stream stream) {
     const dim3 grid(static_cast<unsigned>(plan.tiles), static_cast<unsigned>(plan.splits)), block(32 * kWarps);
     const size_t shared = kWarps * Products::kTokens * kPitch * 4 + 16;
-    launch_kernel(overlap, gemv_float_rows<D, Products, UNITS>, grid, block, shared, stream, g);
+    launch_kernel({overlap}, gemv_float_rows<D, Products, UNITS>, grid, block, shared, stream, g);
 }
 
 template <Decoder D, class Float>

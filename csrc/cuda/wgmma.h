@@ -1,4 +1,5 @@
-// The asynchronous instructions of sm_90a: barriers in shared memory, bulk copies of tensors, products of a warpgroup.
+// The asynchronous instructions of sm_90a: barriers in shared memory, clusters, bulk copies of tensors, products of a
+// warpgroup.
 // Under QK_EMULATE the same names are plain C++ (emulator/wgmma.h).
 #pragma once
 
@@ -36,7 +37,8 @@ namespace qk::cuda {
 __device__ __forceinline__ void mbarrier_init(uint64_t* barrier, int count) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
 }
-// After the last mbarrier_init and before the block's barrier: the copy engine sees them.
+// After the last mbarrier_init and before the block's or the cluster's barrier: the copy engine and other blocks see
+// them.
 __device__ __forceinline__ void mbarrier_init_fence() {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -61,6 +63,32 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t parity
         : "memory");
 }
 
+// ---- clusters: blocks that run at the same time and reach each other's shared memory (Start::cluster) ---------------
+__device__ __forceinline__ int cluster_rank() {  // of this block
+    uint32_t rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return static_cast<int>(rank);
+}
+// All threads of all blocks of the cluster. After it all see barriers that were initialised and fenced before it;
+// nothing else is ordered.
+__device__ __forceinline__ void cluster_barrier() {
+    asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
+// At the barrier that block `rank` has where this block has `barrier`; that block must not have ended. It says that
+// products, which were waited for, have read a stage. To publish what this thread wrote would take the scope of the
+// cluster, and a fence of all memory (MEMBAR.GPU) for every stage.
+__device__ __forceinline__ void mbarrier_arrive_at(uint64_t* barrier, int rank) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+        "}" ::"r"(shared_address(barrier)),
+        "r"(rank)
+        : "memory");
+}
+
 // ---- bulk copies ---------------------------------------------------------------------------------------------------
 // A box of a tensor to shared memory; its bytes, those outside of the tensor too, count at the barrier. One thread.
 __device__ __forceinline__ void copy_box(void* to, const TensorMap& map, uint64_t* barrier, int x0, int x1) {
@@ -76,6 +104,16 @@ __device__ __forceinline__ void copy_box(void* to, const TensorMap& map, uint64_
         "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
         "[%2];" ::"r"(shared_address(to)),
         "l"(&map), "r"(shared_address(barrier)), "r"(x0), "r"(x1), "r"(x2), "r"(x3)
+        : "memory");
+}
+// The same to every block whose bit of `blocks` is set, at the place that `to` has in this one; the bytes count at the
+// barrier that each has where this block has `barrier`.
+__device__ __forceinline__ void copy_box_to(uint16_t blocks, void* to, const TensorMap& map, uint64_t* barrier, int x0,
+                                            int x1) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared_address(to)),
+        "l"(&map), "r"(shared_address(barrier)), "r"(x0), "r"(x1), "h"(blocks)
         : "memory");
 }
 __device__ __forceinline__ void prefetch_map(const TensorMap& map) {

@@ -45,6 +45,7 @@ State state;
 namespace {
 
 constexpr size_t kStack = 256 << 10, kCanary = 4096, kMostThreads = 1024, kMostShared = 228 << 10;
+constexpr size_t kMostCluster = 8, kMostFibers = 2 * kMostThreads, kBlockMemory = kMostShared + 2 * kCanary;
 
 void* scheduler_stack;
 const std::function<void()>* body;
@@ -55,10 +56,10 @@ std::mutex one_launch;
 
 char* stacks() {  // a page that faults below each
     static char* memory = [] {
-        void* m = mmap(nullptr, kStack * kMostThreads, PROT_READ | PROT_WRITE,
+        void* m = mmap(nullptr, kStack * kMostFibers, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (m == MAP_FAILED) throw std::bad_alloc();
-        for (size_t i = 0; i < kMostThreads; ++i) mprotect(static_cast<char*>(m) + i * kStack, 4096, PROT_NONE);
+        for (size_t i = 0; i < kMostFibers; ++i) mprotect(static_cast<char*>(m) + i * kStack, 4096, PROT_NONE);
         return static_cast<char*>(m);
     }();
     return memory;
@@ -75,72 +76,94 @@ void fiber_main() {
         if (error.empty()) error = e.what();
     }
     state.fiber->done = true;
-    --state.alive;
+    --state.fiber->home->alive;
     to_scheduler();
     __builtin_unreachable();
 }
 
-void prepare(Fiber& f, int index) {
+void prepare(int number) {  // of the cluster's fibers
     const dim3 b = state.block;
-    const auto i = static_cast<unsigned>(index);
+    const auto i = static_cast<unsigned>(number % static_cast<int>(state.threads));
+    Fiber& f = state.fibers[number];
     f = Fiber{};
-    f.index = index;
+    f.home = &state.blocks[number / state.threads];
+    f.index = static_cast<int>(i);
     f.thread = dim3(i % b.x, i / b.x % b.y, i / (b.x * b.y));
 #ifdef __SANITIZE_ADDRESS__  // frames of the fiber before, which never returned
-    __asan_unpoison_memory_region(stacks() + (index + 1) * kStack - kStack / 4, kStack / 4);
+    __asan_unpoison_memory_region(stacks() + (number + 1) * kStack - kStack / 4, kStack / 4);
 #endif
     // As after a call: the address to return to, then the six registers; the stack is 8 off a multiple of 16.
-    auto* top = reinterpret_cast<void**>(stacks() + (index + 1) * kStack) - 1;
+    auto* top = reinterpret_cast<void**>(stacks() + (number + 1) * kStack) - 1;
     *--top = reinterpret_cast<void*>(&fiber_main);
     for (int r = 0; r < 6; ++r) *--top = nullptr;
     f.stack_pointer = top;
 }
 
-void run_block(std::mt19937_64& random) {
-    const int threads = static_cast<int>(state.fibers.size());
-    for (int i = 0; i < threads; ++i) prepare(state.fibers[i], i);
-    state.alive = threads;
+int alive() {
+    int count = 0;
+    for (const Block& b : state.blocks) count += b.alive;
+    return count;
+}
+
+std::string name_of(const Fiber& f) {
+    const dim3 b = f.home->index;
+    return "block " + std::to_string(b.x) + " " + std::to_string(b.y) + " " + std::to_string(b.z) + ", thread " +
+           std::to_string(f.index);
+}
+
+// Lets each of these threads go on to where it waits next; whether any could.
+bool pass(const int* from, const int* to) {
+    bool moved = false;
+    for (; from < to; ++from) {
+        Fiber& f = state.fibers[*from];
+        state.fiber = &f;
+        state.here = f.home;
+        if (f.done || (f.ready && !f.ready())) continue;
+        f.ready = nullptr;
+        moved = true;
+        qk_switch_fiber(&scheduler_stack, f.stack_pointer);
+        if (!error.empty()) return false;
+    }
+    return moved;
+}
+
+void run_cluster(std::mt19937_64& random) {
+    const int threads = static_cast<int>(state.fibers.size()), block = static_cast<int>(state.threads);
+    for (int i = 0; i < threads; ++i) prepare(i);
     meetings.clear();
+    state.cluster_meeting = Meeting{};
     state.bulk.clear();
     std::vector<int> order(threads);
     for (int i = 0; i < threads; ++i) order[i] = schedule == 1 ? threads - 1 - i : i;
-    while (state.alive > 0) {
-        if (schedule > 1) std::shuffle(order.begin(), order.end(), random);
+    while (alive() > 0) {
         bool moved = false;
-        for (int i : order) {
-            Fiber& f = state.fibers[i];
-            if (f.done || (f.ready && !f.ready())) continue;
-            f.ready = nullptr;
-            moved = true;
-            state.fiber = &f;
-            qk_switch_fiber(&scheduler_stack, f.stack_pointer);
-            if (!error.empty()) return;
+        if (schedule > 1) {
+            std::shuffle(order.begin(), order.end(), random);
+            moved = pass(order.data(), order.data() + threads);
+        } else {  // a block goes as far as it can before the next one starts
+            for (int i = 0; i < threads; i += block)
+                while (pass(&order[i], &order[i] + block)) moved = true;
         }
-        if (!moved) {
-            for (const Fiber& f : state.fibers)
-                if (!f.done) {
-                    error = "thread " + std::to_string(f.index) + " waits forever at " + f.waits_for + "; " +
-                            std::to_string(state.alive) + " of " + std::to_string(threads) + " threads are left";
-                    return;
-                }
-        }
+        if (!error.empty()) return;
+        if (moved) continue;
+        for (const Fiber& f : state.fibers)
+            if (!f.done) {
+                error = name_of(f) + " waits forever at " + f.waits_for + "; " + std::to_string(alive()) + " of " +
+                        std::to_string(threads) + " threads are left";
+                return;
+            }
     }
 }
 
 }  // namespace
 
 void fail(const std::string& what) {
-    std::string where;
-    if (state.fiber != nullptr) {
-        const dim3 b = state.block_index;
-        where = " (block " + std::to_string(b.x) + " " + std::to_string(b.y) + " " + std::to_string(b.z) + ", thread " +
-                std::to_string(state.fiber->index) + ")";
-    }
+    const std::string where = state.fiber == nullptr ? "" : " (" + name_of(*state.fiber) + ")";
     throw std::runtime_error("emulated kernel: " + what + where);
 }
 
 Meeting& meeting(uint64_t key) {
-    auto& found = meetings[key];
+    auto& found = meetings[key | static_cast<uint64_t>(state.here->rank) << 60];
     if (!found) found = std::make_unique<Meeting>();
     return *found;
 }
@@ -152,20 +175,31 @@ void wait_until(const char* what, std::function<bool()> ready) {
     to_scheduler();
 }
 
-void barrier(int id, int count) {
-    Meeting& m = meeting(uint64_t{4} << 40 | static_cast<uint64_t>(id));
+namespace {
+
+template <class Count>
+void barrier_of(Meeting& m, const char* what, Count count) {
     const uint64_t generation = m.generation;
     ++m.arrived;
     // Whoever looks first when enough are there opens it; threads that have returned count as arrived.
     auto open = [&m, generation, count] {
-        if (m.generation == generation && m.arrived >= (count < 0 ? state.alive : count)) {
+        if (m.generation == generation && m.arrived >= count()) {
             m.arrived = 0;
             ++m.generation;
         }
         return m.generation != generation;
     };
-    if (!open()) wait_until("a barrier", open);
+    if (!open()) wait_until(what, open);
 }
+
+}  // namespace
+
+void barrier(int id, int count) {
+    barrier_of(meeting(uint64_t{4} << 40 | static_cast<uint64_t>(id)), "a barrier",
+               [count] { return count < 0 ? state.here->alive : count; });
+}
+
+void cluster_barrier() { barrier_of(state.cluster_meeting, "the cluster's barrier", alive); }
 
 void require_aligned(const char* what, const void* address, size_t bytes) {
     if (reinterpret_cast<uintptr_t>(address) % bytes != 0)
@@ -174,43 +208,61 @@ void require_aligned(const char* what, const void* address, size_t bytes) {
 
 void require_shared(const char* what, const void* address, size_t bytes) {
     const auto* p = static_cast<const char*>(address);
-    if (p < state.shared || p + bytes > state.shared + state.shared_bytes)
-        fail(std::string(what) + ": " + std::to_string(bytes) + " bytes at " + std::to_string(p - state.shared) +
-             " of " + std::to_string(state.shared_bytes) + " bytes of shared memory");
+    const char* shared = state.here->shared;
+    if (p < shared || p + bytes > shared + state.shared_bytes)
+        fail(std::string(what) + ": " + std::to_string(bytes) + " bytes at " + std::to_string(p - shared) + " of " +
+             std::to_string(state.shared_bytes) + " bytes of shared memory");
 }
 
 void set_schedule(uint64_t seed) { schedule = seed; }
 
-void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
+namespace {
+
+// What is wrong after all threads of a cluster have returned.
+std::string fault_at_the_end() {
+    auto spoiled = [](const char* p, size_t n) {
+        return std::any_of(p, p + n, [](char c) { return static_cast<unsigned char>(c) != kPoison; });
+    };
+    for (const Block& b : state.blocks)
+        if (spoiled(b.shared - kCanary, kCanary) || spoiled(b.shared + state.shared_bytes, kCanary))
+            return "emulated kernel: a write outside of the block's shared memory";
+    if (!state.bulk.empty()) return "emulated kernel: a block ends before a bulk copy that nobody waited for";
+    return "";
+}
+
+}  // namespace
+
+void run(dim3 grid, dim3 block, unsigned cluster, size_t shared_bytes, const std::function<void()>& kernel) {
     std::lock_guard<std::mutex> hold(one_launch);
     const size_t threads = size_t{block.x} * block.y * block.z;
     if (threads == 0 || threads > kMostThreads || grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 ||
         grid.z > 65535 || shared_bytes > kMostShared - 1024)
         throw std::runtime_error("emulated kernel: a launch with a size that no device takes");
-    static char* memory = static_cast<char*>(std::aligned_alloc(4096, kMostShared + 2 * kCanary));
+    if (cluster == 0 || cluster > kMostCluster || grid.x % cluster != 0)
+        throw std::runtime_error("emulated kernel: a launch with clusters that no device takes");
+    if (cluster * threads > kMostFibers) throw std::runtime_error("emulated kernel: more threads than it has fibers");
+    static char* memory = static_cast<char*>(std::aligned_alloc(4096, kMostCluster * kBlockMemory));
     state = State{};
     state.grid = grid;
     state.block = block;
-    state.fibers.resize(threads);
-    state.shared = memory + kCanary;
+    state.threads = threads;
+    state.fibers.resize(cluster * threads);
     state.shared_bytes = shared_bytes;
     body = &kernel;
     error.clear();
     std::mt19937_64 random(schedule);
     for (unsigned z = 0; z < grid.z; ++z)
         for (unsigned y = 0; y < grid.y; ++y)
-            for (unsigned x = 0; x < grid.x; ++x) {
-                state.block_index = dim3(x, y, z);
-                std::memset(memory, kPoison, kCanary + shared_bytes + kCanary);
-                run_block(random);
-                auto spoiled = [](const char* p, size_t n) {
-                    return std::any_of(p, p + n, [](char c) { return static_cast<unsigned char>(c) != kPoison; });
-                };
-                if (error.empty() && (spoiled(memory, kCanary) || spoiled(state.shared + shared_bytes, kCanary)))
-                    error = "emulated kernel: a write outside of the block's shared memory";
+            for (unsigned x = 0; x < grid.x; x += cluster) {
+                state.blocks.clear();
+                for (unsigned rank = 0; rank < cluster; ++rank) {
+                    char* own = memory + rank * kBlockMemory;
+                    std::memset(own, kPoison, kCanary + shared_bytes + kCanary);
+                    state.blocks.push_back({dim3(x + rank, y, z), rank, own + kCanary, static_cast<int>(threads)});
+                }
+                run_cluster(random);
                 state.fiber = nullptr;
-                if (error.empty() && !state.bulk.empty())
-                    error = "emulated kernel: a block ends before a bulk copy that nobody waited for";
+                if (error.empty()) error = fault_at_the_end();
                 if (!error.empty()) throw std::runtime_error(error);
             }
 }

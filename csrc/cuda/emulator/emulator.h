@@ -1,13 +1,14 @@
 // Runs kernels on the host, for tests: g++ compiles the same sources (device.h).
 //
-// The threads of a block are fibers on one OS thread, blocks run one after the other. An operation of a whole warp
-// (mma, ldmatrix, shuffles), of a warpgroup or of the block stops each thread until all are there; the last one then
-// computes for all of them. What a GPU would leave undefined shows:
-//   - shared memory starts as 0xCD bytes, so does what an asynchronous copy writes until the copy is waited for;
+// The threads of a block are fibers on one OS thread, blocks run one after the other, those of a cluster together. An
+// operation of a whole warp (mma, ldmatrix, shuffles), of a warpgroup or of the block stops each thread until all are
+// there; the last one then computes for all of them. What a GPU would leave undefined shows:
+//   - shared memory starts as 0xFF bytes (NaN), so does what an asynchronous copy writes until the copy is waited for;
 //   - an address that an instruction needs aligned is checked, and so are the ends of shared memory;
 //   - the same for bulk copies, until a thread waits for their barrier, and for products of a warpgroup, whose
 //   registers
 //     are poisoned until their group is waited for; operands that change in between are an error (wgmma.h);
+//   - what reaches another block's shared memory before that one made its barriers, or after it ended, is an error;
 //   - an operation that not all of its threads reach, or that they reach with different kinds, is an error;
 //   - the order in which threads run is chosen by set_schedule(), so that a missing barrier changes results.
 // Errors are std::runtime_error from launch().
@@ -67,7 +68,7 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 namespace qk::cuda::emulator {
 
 inline constexpr int kWarp = 32;
-inline constexpr unsigned char kPoison = 0xCD;
+inline constexpr unsigned char kPoison = 0xFF;  // NaN as a float of any size
 
 struct Copy {  // an asynchronous copy that has not been carried out: `bytes` from source, then zeros up to `size`
     char* to;
@@ -90,10 +91,19 @@ struct Bulk {
     std::function<void()> carry_out;
 };
 
+// A block of the cluster that runs.
+struct Block {
+    dim3 index;
+    unsigned rank;  // in the cluster
+    char* shared;
+    int alive;  // threads that have not returned
+};
+
 struct Fiber {
     void* stack_pointer = nullptr;
+    Block* home = nullptr;
     dim3 thread;
-    int index = 0;
+    int index = 0;  // in the block
     bool done = false;
     std::function<bool()> ready;  // empty: can run
     const char* waits_for = "";
@@ -116,12 +126,14 @@ struct Meeting {
 };
 
 struct State {
-    dim3 grid, block, block_index;
+    dim3 grid, block;
+    size_t threads = 0;  // of a block
     Fiber* fiber = nullptr;
-    std::vector<Fiber> fibers;
-    char* shared = nullptr;
+    Block* here = nullptr;      // the block whose shared memory is meant: that of the fiber, except in in_block()
+    std::vector<Fiber> fibers;  // of all blocks of the cluster
+    std::vector<Block> blocks;
+    Meeting cluster_meeting;
     size_t shared_bytes = 0;
-    int alive = 0;
     std::vector<Bulk> bulk;
 };
 extern State state;
@@ -173,13 +185,27 @@ void warpgroup_collective(const char* kind, Arguments& arguments, Compute comput
 
 // `count` threads at barrier `id` (bar.sync id, count); -1: all of the block that have not returned.
 void barrier(int id, int count);
+// All of the cluster that have not returned.
+void cluster_barrier();
+
+// operate(p) with what lies where p does, in the shared memory of block `rank` of the cluster.
+template <class T, class Operate>
+void in_block(const char* what, unsigned rank, T* p, Operate operate) {
+    if (rank >= state.blocks.size()) fail(std::string(what) + ": the cluster has no such block");
+    Block *const mine = state.here, &to = state.blocks[rank];
+    if (to.alive == 0) fail(std::string(what) + ": reaches a block that has ended");
+    state.here = &to;
+    operate(reinterpret_cast<T*>(to.shared + (reinterpret_cast<char*>(p) - mine->shared)));
+    state.here = mine;
+}
 
 void require_aligned(const char* what, const void* address, size_t bytes);
 void require_shared(const char* what, const void* address, size_t bytes);
 
-void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
+void run(dim3 grid, dim3 block, unsigned cluster, size_t shared_bytes, const std::function<void()>& kernel);
 
-// 0: threads in order; 1: backwards; more: the seed of a random order.
+// 0: threads in order; 1: backwards, and in both a block of a cluster goes as far as it can before the next one does;
+// more: the seed of a random order.
 void set_schedule(uint64_t seed);
 
 // ---- shuffles and votes: mask is that of the lanes which take part -------------------------------------------------
@@ -211,7 +237,7 @@ T shuffle(const char* kind, unsigned mask, T value, Source source) {
 }  // namespace qk::cuda::emulator
 
 #define threadIdx (::qk::cuda::emulator::state.fiber->thread)
-#define blockIdx (::qk::cuda::emulator::state.block_index)
+#define blockIdx (::qk::cuda::emulator::state.here->index)
 #define blockDim (::qk::cuda::emulator::state.block)
 #define gridDim (::qk::cuda::emulator::state.grid)
 
@@ -307,18 +333,18 @@ inline float __int_as_float(int x) { return __uint_as_float(static_cast<unsigned
 
 namespace qk::cuda {
 
-inline char* shared_memory() { return emulator::state.shared; }
+inline char* shared_memory() { return emulator::state.here->shared; }
 
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Stream,
-            Arguments&&... arguments) {
-    emulator::run(grid, block, shared_bytes, [&] { kernel(static_cast<Parameters>(arguments)...); });
+void launch_kernel(Start start, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Stream,
+                   Arguments&&... arguments) {
+    emulator::run(grid, block, start.cluster, shared_bytes, [&] { kernel(static_cast<Parameters>(arguments)...); });
 }
 
 template <class... Parameters, class... Arguments>
-void launch_kernel(bool, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Stream stream,
-                   Arguments&&... arguments) {
-    launch(kernel, grid, block, shared_bytes, stream, arguments...);
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Stream stream,
+            Arguments&&... arguments) {
+    launch_kernel({}, kernel, grid, block, shared_bytes, stream, arguments...);
 }
 
 inline void fill_bytes(void* data, int value, size_t bytes, Stream) { std::memset(data, value, bytes); }

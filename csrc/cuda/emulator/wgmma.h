@@ -12,13 +12,13 @@ namespace qk::cuda {
 inline constexpr uint32_t kSharedBase = 1024;  // addresses in shared memory, as on sm_90, do not start at 0
 
 inline uint32_t shared_address(const void* p) {
-    return static_cast<uint32_t>(static_cast<const char*>(p) - emulator::state.shared) + kSharedBase;
+    return static_cast<uint32_t>(static_cast<const char*>(p) - emulator::state.here->shared) + kSharedBase;
 }
 
 namespace emulator {
 
 inline char* at_address(const char* what, uint32_t address, size_t bytes) {
-    char* p = state.shared + address - kSharedBase;
+    char* p = state.here->shared + address - kSharedBase;
     require_shared(what, p, bytes);
     return p;
 }
@@ -77,17 +77,18 @@ inline TensorMap encode(const ByteTensor& tensor) {
     return map;
 }
 
-inline void copy_box(void* to, const TensorMap& map, uint64_t* barrier, int rank, const int (&origin)[4]) {
-    constexpr const char* kWhat = "copy_box";
+inline ByteTensor decode(const TensorMap& map, int rank) {
     require_aligned("a tensor map", &map, 128);
     ByteTensor t;
     std::memcpy(&t, &map, sizeof(t));
     if (t.rank != rank) fail("copy_box: the map has " + std::to_string(t.rank) + " dimensions");
-    size_t bytes = 1;
-    for (int i = 0; i < 4; ++i) {
-        if (i >= rank) t.sizes[i] = t.box[i] = 1;
-        bytes *= t.box[i];
-    }
+    for (int i = rank; i < 4; ++i) t.sizes[i] = t.box[i] = 1;
+    return t;
+}
+
+inline void copy_box(char* to, const ByteTensor& t, uint64_t* barrier, const int (&origin)[4]) {
+    constexpr const char* kWhat = "copy_box";
+    const size_t bytes = size_t{t.box[0]} * t.box[1] * t.box[2] * t.box[3];
     const uint32_t address = shared_address(to);
     require_shared(kWhat, to, bytes);
     if (address % 1024 != 0) fail("copy_box: the address is not at the start of a swizzle's atom");
@@ -106,7 +107,7 @@ inline void copy_box(void* to, const TensorMap& map, uint64_t* barrier, int rank
                         int64_t offset = c[0];
                         for (int i = 0; i < 4; ++i) {
                             inside = inside && c[i] >= 0 && static_cast<uint64_t>(c[i]) < t.sizes[i];
-                            if (i > 0 && i < rank) offset += c[i] * static_cast<int64_t>(t.strides[i - 1]);
+                            if (i > 0 && i < t.rank) offset += c[i] * static_cast<int64_t>(t.strides[i - 1]);
                         }
                         // 16 bytes of a line change places with others of the line, by the line's number.
                         const uint32_t chunk = (i0 / 16) ^ (line / 128 % 8);
@@ -116,6 +117,17 @@ inline void copy_box(void* to, const TensorMap& map, uint64_t* barrier, int rank
         complete_bytes(barrier, static_cast<int>(bytes));
     };
     state.bulk.push_back({barrier, carry_out});
+}
+
+// The same in each block of the mask: its memory and its barrier at those places.
+inline void copy_box_to(uint16_t mask, char* to, const ByteTensor& t, uint64_t* barrier, const int (&origin)[4]) {
+    if (mask == 0) fail("copy_box: goes to no block");
+    for (unsigned rank = 0; rank < 16; ++rank)
+        if (mask >> rank & 1)
+            in_block("copy_box", rank, to, [&](char* there) {
+                copy_box(there, t, reinterpret_cast<uint64_t*>(there + (reinterpret_cast<char*>(barrier) - to)),
+                         origin);
+            });
 }
 
 inline void carry_out_copies(const uint64_t* barrier) {
@@ -194,7 +206,7 @@ inline void multiply(const Product& p, int thread, std::vector<int32_t>& d) {
 
 inline void issue(Product p) {
     Fiber& f = *state.fiber;
-    if (f.index % 128 == 0 && state.fibers.size() < static_cast<size_t>(f.index) + 128)
+    if (f.index % 128 == 0 && state.threads < static_cast<size_t>(f.index) + 128)
         fail("wgmma: the block has no whole warpgroup here");
     warpgroup_collective("wgmma", p, [](Product* const* threads) {
         const uint64_t hash = hash_operands(*threads[0]);
@@ -269,6 +281,10 @@ inline void mbarrier_arrive(uint64_t* barrier) { emulator::arrive("mbarrier_arri
 inline void mbarrier_arrive_expect(uint64_t* barrier, int bytes) {
     emulator::arrive("mbarrier_arrive_expect", barrier, bytes);
 }
+inline void mbarrier_arrive_at(uint64_t* barrier, int rank) {
+    emulator::in_block("mbarrier_arrive_at", static_cast<unsigned>(rank), barrier,
+                       [](uint64_t* there) { emulator::arrive("mbarrier_arrive_at", there, 0); });
+}
 inline void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
     auto ended = [barrier, parity] {
         auto open = [barrier, parity] { return emulator::load_barrier("mbarrier_wait", barrier).phase != parity; };
@@ -279,11 +295,17 @@ inline void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
     if (!ended()) emulator::wait_until("an mbarrier", ended);
 }
 
+inline int cluster_rank() { return static_cast<int>(emulator::state.here->rank); }
+inline void cluster_barrier() { emulator::cluster_barrier(); }
+
 inline void copy_box(void* to, const TensorMap& map, uint64_t* barrier, int x0, int x1) {
-    emulator::copy_box(to, map, barrier, 2, {x0, x1, 0, 0});
+    emulator::copy_box(static_cast<char*>(to), emulator::decode(map, 2), barrier, {x0, x1, 0, 0});
 }
 inline void copy_box(void* to, const TensorMap& map, uint64_t* barrier, int x0, int x1, int x2, int x3) {
-    emulator::copy_box(to, map, barrier, 4, {x0, x1, x2, x3});
+    emulator::copy_box(static_cast<char*>(to), emulator::decode(map, 4), barrier, {x0, x1, x2, x3});
+}
+inline void copy_box_to(uint16_t blocks, void* to, const TensorMap& map, uint64_t* barrier, int x0, int x1) {
+    emulator::copy_box_to(blocks, static_cast<char*>(to), emulator::decode(map, 2), barrier, {x0, x1, 0, 0});
 }
 inline void prefetch_map(const TensorMap&) {}
 
