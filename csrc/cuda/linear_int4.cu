@@ -28,7 +28,7 @@ Scratch scratch_of(const Int4Weight& w, int64_t m) {
     return s;
 }
 
-// As many groups at once as 48 KB hold (so that an H100 holds four blocks), in rounds of about the same size.
+// As many groups at once as 48 KB hold, of which every multiprocessor has two, in rounds of about the same size.
 Int4Round round_of(int64_t m, const Int4Layout& w, bool has_sums, bool has_x_zero) {
     const int64_t sums = round_up(m, 2) * (kFloatN + 4) * 4, scale = kFloatN * w.scale_bytes;
     const int64_t zero = has_sums ? kFloatN : 0, offset = has_x_zero ? kFloatN * 4 : 0;
