@@ -1,4 +1,4 @@
-"""int8 activations against weights of up to 4 bits with group-wise scales (W4A8) on CUDA: bit for bit the reference."""
+"""int8 activations against weights of up to 4 bits (W4A8) on CUDA: bit for bit the reference."""
 
 import numpy as np
 
@@ -17,21 +17,18 @@ def refuses_weight(request):
         return reason
     if w.bits > MAX_BITS:
         return f"the weight has {w.bits} bits; this kernel takes up to {MAX_BITS}"
-    if not w.is_grouped:
-        return "the weight has no group-wise scales: that is for the int8 kernel"
-    if w.group_size % 32 or w.group_size > LONGEST:
-        return f"group_size is {w.group_size}; this kernel takes multiples of 32 up to {LONGEST}"
-    if getattr(w, "zero_point", None) is not None:
-        return "the weight has zero points; with groups this kernel takes symmetric codes"
+    if not w.is_grouped and request.m > cuda.FEW:
+        return f"x has {request.m} tokens, the weight no group-wise scales: above {cuda.FEW} that is for the int8 kernel"
+    group = w.group_size if w.is_grouped else w.matrix_shape[1]
+    if group > LONGEST:
+        return f"a scale is for {group} codes; this kernel takes up to {LONGEST}"
     return None
 
 
-def refuses_quant(request):
-    """None, or why this kernel does not take the activations."""
-    q = request.options["input_quant"]
-    return cuda.refuses_quant(request) or (
-        "input_quant has a zero point; with groups this kernel takes none" if q.zero_point else None
-    )
+def positions(k, group):
+    """Where element k of a row lies: int64 (k,). Groups take multiples of 32; 0: none."""
+    i = np.arange(k)
+    return i if group == 0 else i // group * (-(-group // 32) * 32) + i % group
 
 
 def fragments(codes, decoder):
@@ -64,17 +61,36 @@ def int4_block(w):
         table = np.zeros(16, np.int64)
         table[: len(w.table)] = w.table
         decoder, codes = TABLE, w.index
-    flags = w.group_size, w.input_scale is not None
+    group = w.group_size if w.is_grouped else 0
+    shape = (n, -(-k // group) if group else 1)
+    scale = np.broadcast_to(w.scale, shape).astype(np.float32)
+    with np.errstate(over="ignore"):
+        half = bool((scale.astype(np.float16).astype(np.float32) == scale).all())
+    zero = None if w.zero_point is None else np.broadcast_to(w.zero_point, shape).astype(np.int64)
+    flags = group, half, zero is not None, w.input_scale is not None
     layout = cuda.native.int4_layout(n, k, *flags)
-    padded = np.zeros((layout["n_pad"], layout["k_pad"]), np.uint8)  # beyond K activations are 0
-    padded[:n, :k] = codes
-    scale = np.zeros((layout["n_pad"], layout["groups"]), np.float32)
-    scale[:n] = np.broadcast_to(w.scale, (n, layout["groups"]))
+    n_pad = layout["n_pad"]
+
+    def per_tile(values):  # (N, G) as [tile][group][16]
+        padded = np.zeros((n_pad, shape[1]), values.dtype)
+        padded[:n] = values
+        return padded.reshape(n_pad // 16, 16, shape[1]).transpose(0, 2, 1)
+
+    padded = np.zeros((n_pad, layout["k_pad"]), np.uint8)  # where no element is, activations are 0
+    padded[:n, positions(k, group)] = codes
+    starts = np.arange(0, k, group) if group else np.arange(min(k, 1))
+    offset = np.zeros(shape, np.int64)
+    if k:
+        offset[:] = np.add.reduceat(operands, starts, axis=1, dtype=np.int64)
+        offset -= 0 if zero is None else zero * np.diff(starts, append=k)
     parts = {
         "codes": fragments(padded, decoder),
-        "scale": scale.reshape(-1, 2, 8, layout["groups"]).transpose(0, 3, 2, 1),
+        "scale": per_tile(scale.astype(np.float16) if half else scale),
+        "offset": per_tile(offset.astype(np.int32)),
     }
-    if flags[1]:
+    if zero is not None:
+        parts["zero"] = per_tile(zero.astype(np.int8))
+    if w.input_scale is not None:
         parts["inv_input"] = np.float32(1) / np.asarray(w.input_scale, np.float32)
     return cuda.block_of(layout, parts), (*flags, decoder, tuple(table.tolist()))
 

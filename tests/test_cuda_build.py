@@ -48,6 +48,8 @@ def test_every_architecture_is_built_without_spills(build):
         "linear_float",
         "binary",
         "gemm_int4",
+        "gemm_int4_skinny",
+        "linear_int4",
     } <= set(seen)
     for source, architectures in seen.items():
         wanted = {"sm_90a"} if source.endswith("_sm90a") else set(ARCHITECTURES)
@@ -135,8 +137,12 @@ EXPECTED = {
         ("HMMA.16816.F32", r"LDGSTS.E.BYPASS.128", r"LDS.128", r"LOP3.LUT"),
         ("LDL", "STL"),
     ),
-    ("gemm_int4", "gemm_int4_tile"): (
+    ("gemm_int4", "gemm_int4_tiles"): (
         ("IMMA.16832.S8", r"LDGSTS.E.BYPASS.128", r"LDS.128", r"LDS.64"),
+        ("LDL", "STL"),
+    ),
+    ("gemm_int4_skinny", "gemm_int4_rows"): (
+        ("IMMA.16832.S8", r"LDG.E.NA.128", r"ATOMS.ADD", r"LDS.128"),
         ("LDL", "STL"),
     ),
     ("gemv_float", "OnTensorCores"): (
@@ -180,6 +186,26 @@ def test_the_loops_do_what_their_sizes_say(build, arch):
         assert counts(before, r"LDG\.E\.\S*128") >= 8, (arch, name)
 
 
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_loops_of_four_bits_do_what_their_sizes_say(build, arch):
+    """A stage of the tiles: its products, what a thread copies, and nothing that divides; few tokens: two products a
+    tile and column, eight tiles of codes on their way before the first.
+    """
+    for rows, columns, blocks in ((1, 2, 2), (1, 4, 2), (2, 4, 1), (2, 8, 1)):
+        name = f"TileILi{rows}ELi{columns}ELi{blocks}E"
+        for kernel, code in code_of(build, "gemm_int4", arch, "gemm_int4_tiles").items():
+            if name not in kernel:
+                continue
+            assert counts(code, r"IMMA\.16832") == rows * columns * blocks * 2, (arch, kernel)
+            first, last = code.index("IMMA"), code.rindex("IMMA")
+            assert not re.search(r"LDGSTS|MUFU\.RCP|\bCALL", code[first:last]), (arch, kernel)
+    for columns in (1, 2):
+        for kernel, code in code_of(build, "gemm_int4_skinny", arch, f"ELi{columns}E").items():
+            assert counts(code, r"IMMA\.16832") == 8 * 2 * columns, (arch, kernel)
+            before = code[: code.index("IMMA")]
+            assert counts(before, r"LDG\.E\.NA\.128") >= 8, (arch, kernel)
+
+
 def loop_of(code, instruction, least):
     """The shortest loop with at least so many of an instruction: its instructions."""
     lines = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", code)
@@ -221,6 +247,15 @@ def test_weights_are_loaded_before_the_wait_for_activations(build):
         assert loads == (8 if "skinny" in name else 3 * 4 if "ILi128" in name else 3 * 2), (name, loads)
         assert not re.search(r"\b(LDG\.E\.128|LDG\.E |STG|ATOMG|RED)", before), name
         assert "STG" in after
+    for name, code in code_of(build, "gemm_int4_skinny", "sm_90a", "gemm_int4_rows").items():
+        before, after = code.split("ACQBULK")
+        assert counts(before, r"LDG\.E\.NA\.128") == 8 and "LDG.E.64" not in before, name
+        assert not re.search(r"\b(STG|ATOMG|RED)", before) and "STG" in after, name
+    for name, code in code_of(build, "gemm_int4", "sm_90a", "gemm_int4_tiles").items():
+        before, after = code.split("ACQBULK")
+        # of each stage a piece of the codes, scales, offsets, zero points
+        assert counts(before, r"LDGSTS\.E\.BYPASS\.128") == 4 * (4 if "ELi2EEE" in name else 3), name
+        assert not re.search(r"\b(LDG\.|STG|ATOMG|RED)", before) and "STG" in after, name
     for name, code in code_of(build, "gemv_float", "sm_90a", "OnTensorCores").items():
         before, after = code.split("ACQBULK")
         assert counts(before, r"LDG\.E\.NA\.128") == 6, name

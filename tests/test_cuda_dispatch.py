@@ -97,7 +97,7 @@ def emulated(monkeypatch):
 
 def test_explain_names_what_the_cuda_kernel_lacks(emulated, w, rng):
     x = torch.zeros(3, 32)
-    grouped = qk.IntWeight.quantize(rng.standard_normal((24, 32)), bits=4, group_size=16)
+    grouped = qk.IntWeight.quantize(rng.standard_normal((24, 32)), bits=8, group_size=16)
     for weight, options, reason in (
         (w, {}, "weight-only"),
         (grouped, {"input_quant": Q}, "group-wise scales"),

@@ -1,171 +1,270 @@
-// 4-bit weights, int8 activations, on mma.sync m16n8k32: codes are decoded to int8 in registers. A group's sum is an
-// exact int32; it meets its scale in one fused multiply-add, in the order of the groups, so blocks do not share a K:
-// for few tokens tiles are narrow instead, 64 channels. What comes by cp.async, and from which stage, is as in
-// gemm_float.cu.
-#include "gemm_int4.h"
-
-#include "epilogue_kernel.h"
-#include "packed_math.h"
-#include "ptx.h"
+// 4-bit weights, int8 activations, more than 16 tokens: mma.sync m16n8k32, whose rows are channels; codes are decoded
+// to int8 in registers. A group's sum is an exact int32; it meets its scale in one fused multiply-add, in the order of
+// the groups, so blocks do not share a K: few tokens take small tiles instead. Eight warps, four of them side by side
+// along the channels. What comes by cp.async, and from which stage, is as in gemm_float.cu; small tiles have 128
+// positions a stage, since what they do between two barriers is little.
+#include "gemm_int4_kernel.h"
 
 namespace qk::cuda {
 
 namespace {
 
-constexpr int kWarps = 4, kThreads = 32 * kWarps;
+constexpr int kWarps = 8, kThreads = 32 * kWarps, kChannelWarps = 4, kTokenWarps = kWarps / kChannelWarps;
 
-struct GemmInt4 {
-    Int4Layout layout;
-    Table16 table;
-    const uint8_t* w;
-    const float* scale;
-    const uint8_t* x;  // (m, k_pad)
-    int64_t m;
-    Epilogue epilogue;
-};
-
-template <int ROWS, int COLUMNS>
+// Of a warp: ROWS instructions of 16 channels, COLUMNS of 8 tokens. BLOCKS of 64 positions a stage.
+template <int ROWS_, int COLUMNS_, int BLOCKS_>
 struct Tile {
-    static constexpr int kTiles = kWarps * ROWS, kChannels = kTiles * kFloatN, kTokens = 8 * COLUMNS;
-    static constexpr int kX = kTiles * kFloatBytes, kScale = kX + kTokens * kFloatK;
-    static constexpr int kStage = kScale + kTiles * 2 * 64;  // scales: [tile][half][16]
-    static constexpr int kStages = COLUMNS == 8 ? 4 : 6, kPitch = kChannels + 4;
+    static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, BLOCKS = BLOCKS_, kSteps = 2 * BLOCKS;
+    static constexpr int kTiles = kChannelWarps * ROWS, kChannels = kTiles * kFloatN;
+    static constexpr int kTokens = kTokenWarps * 8 * COLUMNS;
+    // A stage: codes [block][tile], activations [step][token][32], constants of the groups that end in it: scale,
+    // offset and zero [step][tile][16], sums of activations [step][token].
+    static constexpr int kX = BLOCKS * kTiles * kFloatBytes, kScale = kX + kSteps * kTokens * kStep;
+    static constexpr int kOffset = kScale + kSteps * kTiles * 64, kZero = kOffset + kSteps * kTiles * 64;
+    static constexpr int kSum = kZero + kSteps * kTiles * 16, kStage = kSum + kSteps * kTokens * 4;
+    static constexpr int kStages = BLOCKS == 2 ? 5 : 4, kPitch = kChannels + 4;
     static constexpr int kPipeline = kStages * kStage, kResults = kTokens * kPitch * 4;
     static constexpr int kShared = kPipeline > kResults ? kPipeline : kResults;
+    static constexpr int kBlocksAtOnce = ROWS * COLUMNS > 8 ? 1 : 2;  // of a multiprocessor
     static_assert(kShared <= 99 << 10);
 };
 
+// What this thread copies of every stage. Addresses and groups advance: multiplications and divisions would cost as
+// much as a stage's products. Each thread has one piece of the codes, kPieces of the activations, and some have
+// constants: those of channels, or sums of activations.
 template <class T>
-__device__ __forceinline__ void load_stage(const GemmInt4& g, char* stage, int64_t n0, int64_t m0, int64_t block) {
-    const Int4Layout& l = g.layout;
-    const int64_t blocks = l.k_pad / kFloatK;
+class Copies {
+  public:
+    __device__ __forceinline__ Copies(const GemmInt4& g, int64_t n0, int64_t m0) : g_(g) {
+        const Int4Layout& l = g.layout;
+        const int thread = threadIdx.x;
+        steps_ = static_cast<uint32_t>(l.k_pad / kStep);
+        groups_ = static_cast<uint32_t>(l.groups);
+        group_steps_ = static_cast<uint32_t>(l.group_steps);
+
+        const int64_t blocks = l.k_pad / kFloatK, tile = n0 / kFloatN + thread / 32 % T::kTiles;
+        w_step_ = thread / 32 / T::kTiles * 2;
+        if (tile * kFloatN >= l.n_pad) w_step_ = kNever;
+        w_ = w_step_ < steps_ ? g.w + (tile * blocks + w_step_ / 2) * kFloatBytes + thread % 32 * 16 : g.w;
 #pragma unroll
-    for (int i = 0; i < T::kX / 16; i += kThreads) {
-        const int chunk = i + threadIdx.x, tile = chunk / (kFloatBytes / 16);
-        const bool real = n0 + tile * kFloatN < l.n_pad;
-        const int64_t at =
-            real ? ((n0 / kFloatN + tile) * blocks + block) * kFloatBytes + chunk % (kFloatBytes / 16) * 16 : 0;
-        cp_async_16(stage + chunk * 16, g.w + at, real ? 16 : 0);
+        for (int i = 0; i < kPieces; ++i) {
+            const int chunk = i * kThreads + thread;
+            const int64_t row = m0 + chunk / 2 % T::kTokens;
+            x_step_[i] = row < g.m ? chunk / 2 / T::kTokens : kNever;
+            x_[i] = x_step_[i] < steps_ ? g.x + row * l.k_pad + x_step_[i] * kStep + chunk % 2 * 16 : g.x;
+        }
+
+        constexpr int kFours = T::kTokens / 4, kRest = kThreads / 2;
+        const int64_t panel = n0 / kFloatN + thread / 4 % T::kTiles, four = m0 + (thread - kRest) % kFours * 4;
+        step_ = kNever;
+        if (thread < T::kSteps * T::kTiles * 4 && panel * kFloatN < l.n_pad) {
+            step_ = thread / 4 / T::kTiles;
+            at_ = panel * l.groups * kFloatN;
+        } else if (thread >= kRest && thread < kRest + T::kSteps * kFours && g.zero != nullptr && four < g.m_pad) {
+            step_ = (thread - kRest) / kFours;
+            at_ = four;
+        }
+        group_ = step_ / group_steps_;
+        in_group_ = step_ - group_ * group_steps_;
+        groups_on_ = T::kSteps / group_steps_;
+        steps_on_ = T::kSteps - groups_on_ * group_steps_;
     }
+
+    // Of the next stage, into memory of it.
+    __device__ __forceinline__ void weights(char* stage) {
+        cp_async_16(stage + threadIdx.x * 16, w_, w_step_ < steps_ ? 16 : 0);
+        advance(w_, w_step_, T::BLOCKS * kFloatBytes);
+        if (threadIdx.x >= kThreads / 2) return;
+        if (ends()) {
+            const Int4Layout& l = g_.layout;
+            const int row = threadIdx.x / 4, part = threadIdx.x % 4;
+            const int64_t at = at_ + group() * kFloatN;
+            if (part < l.scale_bytes)
+                cp_async_16(stage + T::kScale + row * 64 + part * 16, g_.scale + at * l.scale_bytes + part * 16);
+            if (g_.x_zero != 0) cp_async_16(stage + T::kOffset + row * 64 + part * 16, g_.offset + at + part * 4);
+            if (g_.zero != nullptr && part == 0) cp_async_16(stage + T::kZero + row * 16, g_.zero + at);
+        }
+        advance_group();
+    }
+    __device__ __forceinline__ void activations(char* stage) {
 #pragma unroll
-    for (int i = 0; i < T::kTokens * 4; i += kThreads) {  // [half][token][32 bytes]
-        const int chunk = i + threadIdx.x, token = chunk / 2 % T::kTokens, half = chunk / 2 / T::kTokens;
-        if (T::kTokens * 4 % kThreads != 0 && chunk >= T::kTokens * 4) break;
-        const bool real = m0 + token < g.m;
-        const int64_t at = real ? (m0 + token) * l.k_pad + block * kFloatK + half * 32 + chunk % 2 * 16 : 0;
-        cp_async_16(stage + T::kX + chunk * 16, g.x + at, real ? 16 : 0);
+        for (int i = 0; i < kPieces; ++i) {
+            cp_async_16(stage + T::kX + (i * kThreads + threadIdx.x) * 16, x_[i], x_step_[i] < steps_ ? 16 : 0);
+            advance(x_[i], x_step_[i], T::kSteps * kStep);
+        }
+        if (threadIdx.x < kThreads / 2) return;
+        if (ends())
+            cp_async_16(stage + T::kSum + (threadIdx.x - kThreads / 2) * 16, g_.x_sum + at_ + group() * g_.m_pad);
+        advance_group();
     }
-    if (threadIdx.x < T::kTiles * 8) {
-        const int tile = threadIdx.x / 8, half = threadIdx.x / 4 % 2, part = threadIdx.x % 4;
-        const uint32_t group = static_cast<uint32_t>(block * kFloatK + half * 32) / static_cast<uint32_t>(l.group);
-        if (group < l.groups && n0 + tile * kFloatN < l.n_pad)
-            cp_async_16(stage + T::kScale + threadIdx.x * 16,
-                        g.scale + ((n0 / kFloatN + tile) * l.groups + group) * kFloatN + part * 4);
+
+  private:
+    static constexpr int kPieces = T::kSteps * T::kTokens * kStep / 16 / kThreads;
+    static constexpr uint32_t kNever = 0xf0000000u;  // a step that no K has, nor has it after further ones
+    static_assert(T::kX == kThreads * 16 && kPieces * kThreads * 16 == T::kSteps * T::kTokens * kStep);
+    static_assert(T::kSteps * T::kTiles * 4 <= kThreads / 2 && T::kSteps * T::kTokens / 4 <= kThreads / 2);
+
+    __device__ __forceinline__ void advance(const uint8_t*& from, uint32_t& step, int bytes) {
+        step += T::kSteps;
+        if (step < steps_) from += bytes;  // beyond the end nothing is read, but an address has to be one
     }
-    cp_async_commit();
+    // Whether this thread's step is the last of its group; the last group's is that of K.
+    __device__ __forceinline__ bool ends() const {
+        return step_ + 1 == steps_ || (in_group_ + 1 == group_steps_ && group_ + 1 < groups_ && step_ < steps_);
+    }
+    __device__ __forceinline__ int64_t group() const { return group_ < groups_ ? group_ : groups_ - 1; }
+    __device__ __forceinline__ void advance_group() {
+        step_ += T::kSteps;
+        group_ += groups_on_;
+        in_group_ += steps_on_;
+        if (in_group_ < group_steps_) return;
+        in_group_ -= group_steps_;
+        ++group_;
+    }
+
+    const GemmInt4& g_;
+    uint32_t steps_, groups_, group_steps_;
+    const uint8_t *w_, *x_[kPieces];
+    uint32_t w_step_, x_step_[kPieces];
+    uint32_t step_, group_, in_group_, groups_on_, steps_on_;  // of the constants
+    int64_t at_ = 0;                                           // of group 0
+};
+
+// total += scale * (sum less what zero points take from it), for a group that ended with a step of the stage.
+template <class T, Decoder D>
+__device__ __forceinline__ void add_group(const GemmInt4& g, const char* stage, int step, int tile, int token,
+                                          int32_t (&acc)[T::COLUMNS][4], float (&total)[T::COLUMNS][4]) {
+    const int lane_g = threadIdx.x % 32 / 4, row = step * T::kTiles + tile;
+    const char* scales = stage + T::kScale + row * 64;
+    const float s[2] = {scale_at(scales, lane_g, g.layout.scale_bytes),
+                        scale_at(scales, lane_g + 8, g.layout.scale_bytes)};
+    int32_t offset[2] = {}, zero[2] = {};
+    const bool corrects = g.zero != nullptr || g.x_zero != 0;
+#pragma unroll
+    for (int i = 0; i < 2 && corrects; ++i) {
+        if (g.x_zero != 0)
+            offset[i] = reinterpret_cast<const int32_t*>(stage + T::kOffset)[row * kFloatN + lane_g + 8 * i];
+        if (g.zero != nullptr)
+            zero[i] = reinterpret_cast<const int8_t*>(stage + T::kZero)[row * kFloatN + lane_g + 8 * i];
+    }
+    const auto* sums = reinterpret_cast<const int2*>(stage + T::kSum) + (step * T::kTokens + token) / 2;
+#pragma unroll
+    for (int c = 0; c < T::COLUMNS; ++c) {
+        int32_t sum[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            sum[i] = sum_of<D>(acc[c][i]);
+            acc[c][i] = 0;
+        }
+        if (corrects) {
+            const int2 x_sum = g.zero != nullptr ? sums[c * 4] : make_int2(0, 0);
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                sum[i] = corrected(sum[i], g.x_zero, offset[i / 2], zero[i / 2], i % 2 == 0 ? x_sum.x : x_sum.y);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) total[c][i] = fmaf(static_cast<float>(sum[i]), s[i / 2], total[c][i]);
+    }
 }
 
-// Eight codes to the four bytes of channel g and those of channel g + 8.
-template <Decoder D>
-__device__ __forceinline__ void decode_bytes(const Table16& table, uint32_t word, uint32_t& low, uint32_t& high) {
-    if constexpr (D == Decoder::integers) {  // 16 * code
-        low = (word << 4) & 0xf0f0f0f0u;
-        high = word & 0xf0f0f0f0u;
-    } else {
-        const uint32_t indices = word & 0x77777777u, rest = indices >> 16, shifted = word << 4;
-        const uint32_t a = permute_bytes(word, word, 0xba98u), b = permute_bytes(shifted, shifted, 0xba98u);
-        low = (permute_bytes(table.low[0], table.low[1], indices) & ~a) |
-              (permute_bytes(table.low[2], table.low[3], indices) & a);
-        high = (permute_bytes(table.low[0], table.low[1], rest) & ~b) |
-               (permute_bytes(table.low[2], table.low[3], rest) & b);
-    }
-}
-
-template <Decoder D, bool SIGNED, int ROWS, int COLUMNS>
-__global__ void __launch_bounds__(kThreads) gemm_int4_tile(const __grid_constant__ GemmInt4 g) {
-    using T = Tile<ROWS, COLUMNS>;
+template <Decoder D, bool SIGNED, class T>
+__global__ void __launch_bounds__(kThreads, T::kBlocksAtOnce) gemm_int4_tiles(const __grid_constant__ GemmInt4 g) {
     char* shared = shared_memory();
     const Int4Layout& l = g.layout;
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-    const int64_t n_tiles = ceil_div(l.n, T::kChannels), blocks = l.k_pad / kFloatK;
+    const int tile = warp % kChannelWarps * T::ROWS, token = warp / kChannelWarps * 8 * T::COLUMNS;  // of the warp
+    const int64_t n_tiles = ceil_div(l.n, T::kChannels);
     const int64_t n0 = blockIdx.x % n_tiles * T::kChannels, m0 = blockIdx.x / n_tiles * T::kTokens;
+    const int stages = static_cast<int>(ceil_div(l.k_pad / kStep, T::kSteps));
+    Copies<T> copies(g, n0, m0);
 
-    int32_t acc[ROWS][COLUMNS][4] = {};
-    float total[ROWS][COLUMNS][4] = {};
+    int32_t acc[T::ROWS][T::COLUMNS][4] = {};
+    float total[T::ROWS][T::COLUMNS][4];
+#pragma unroll
+    for (int i = 0; i < T::ROWS * T::COLUMNS * 4; ++i) total[i / 4 / T::COLUMNS][i / 4 % T::COLUMNS][i % 4] = g.start;
+#pragma unroll
+    for (int s = 0; s < T::kStages - 1; ++s)
+        if (s < stages) copies.weights(shared + s * T::kStage);
+    wait_for_previous();
 #pragma unroll
     for (int s = 0; s < T::kStages - 1; ++s) {
-        if (s < blocks)
-            load_stage<T>(g, shared + s * T::kStage, n0, m0, s);
-        else
-            cp_async_commit();
+        if (s < stages) copies.activations(shared + s * T::kStage);
+        cp_async_commit();
     }
-    uint32_t left = static_cast<uint32_t>(l.group / 32);  // instructions until the group ends
+    // Steps until a group ends; the last one ends where K does, padding included.
+    int groups = static_cast<int>(l.groups);
+    const int group_steps = static_cast<int>(l.group_steps);
+    const int last_steps = static_cast<int>(l.k_pad / kStep - (l.groups - 1) * l.group_steps);
+    int left = groups == 1 ? last_steps : group_steps;
+    constexpr int kNoGroup = 1 << 30;                       // the stage goes on, K does not
+    constexpr int kHeld = T::COLUMNS == 8 ? 1 : T::kSteps;  // steps whose activations registers hold
+    char *stage = shared, *free = shared + (T::kStages - 1) * T::kStage;
 #pragma unroll 1
-    for (int64_t block = 0; block < blocks; ++block) {
+    for (int at = 0; at < stages; ++at) {
         cp_async_wait<T::kStages - 2>();
-        __syncthreads();
-        const int64_t next = block + T::kStages - 1;
-        if (next < blocks)
-            load_stage<T>(g, shared + next % T::kStages * T::kStage, n0, m0, next);
-        else
-            cp_async_commit();
-        const char* stage = shared + block % T::kStages * T::kStage;
-        const auto* codes = reinterpret_cast<const uint4*>(stage) + warp * ROWS * 32 + lane;
-        const auto* x = reinterpret_cast<const uint2*>(stage + T::kX) + lane;
-        uint4 word[ROWS];
-#pragma unroll
-        for (int r = 0; r < ROWS; ++r) word[r] = codes[r * 32];
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            uint32_t a[ROWS][4];
-#pragma unroll
-            for (int r = 0; r < ROWS; ++r) {
-                decode_bytes<D>(g.table, half == 0 ? word[r].x : word[r].z, a[r][0], a[r][1]);
-                decode_bytes<D>(g.table, half == 0 ? word[r].y : word[r].w, a[r][2], a[r][3]);
-            }
-#pragma unroll
-            for (int c = 0; c < COLUMNS; ++c) {
-                const uint2 v = x[(half * T::kTokens + c * 8) * 4];
-                const uint32_t b[2] = {v.x, v.y};
-#pragma unroll
-                for (int r = 0; r < ROWS; ++r) {
-                    if constexpr (SIGNED)
-                        mma_s8(acc[r][c], a[r], b);
-                    else
-                        mma_s8u8(acc[r][c], a[r], b);
-                }
-            }
-            if (--left == 0 || (half == 1 && block == blocks - 1)) {
-                left = static_cast<uint32_t>(l.group / 32);
-                const int64_t group = (block * kFloatK + half * 32) / 32 / static_cast<uint32_t>(l.group / 32);
-                const bool real = group < l.groups;  // else nothing but padding is left
-#pragma unroll
-                for (int r = 0; r < ROWS; ++r) {
-                    const char* row = stage + T::kScale + ((warp * ROWS + r) * 2 + half) * 64;
-                    const float2 s = reinterpret_cast<const float2*>(row)[lane / 4];
-#pragma unroll
-                    for (int c = 0; c < COLUMNS; ++c)
-#pragma unroll
-                        for (int i = 0; i < 4; ++i) {
-                            const int32_t sum = D == Decoder::integers ? acc[r][c][i] >> 4 : acc[r][c][i];
-                            if (real) total[r][c][i] = fmaf(static_cast<float>(sum), i < 2 ? s.x : s.y, total[r][c][i]);
-                            acc[r][c][i] = 0;
-                        }
-                }
-            }
+        __syncthreads();  // the stage has arrived for all, and all have read the one that is loaded next
+        if (at + T::kStages - 1 < stages) {
+            copies.weights(free);
+            copies.activations(free);
         }
+        cp_async_commit();
+        free = stage;
+        const auto* codes = reinterpret_cast<const uint4*>(stage) + tile * 32 + lane;
+        const auto* x = reinterpret_cast<const uint2*>(stage + T::kX) + token * 4 + lane;
+        // What a warp multiplies is read before the first product: groups may end between products, and nothing moves
+        // over a branch by itself.
+        uint4 words[T::BLOCKS][T::ROWS];
+        uint2 b[kHeld][T::COLUMNS];
+        auto read = [&](int held, int step) {
+#pragma unroll
+            for (int c = 0; c < T::COLUMNS; ++c) b[held][c] = x[(step * T::kTokens + c * 8) * 4];
+        };
+#pragma unroll
+        for (int i = 0; i < T::BLOCKS * T::ROWS; ++i)
+            words[i / T::ROWS][i % T::ROWS] = codes[(i / T::ROWS * T::kTiles + i % T::ROWS) * 32];
+#pragma unroll
+        for (int step = 0; step < kHeld; ++step) read(step, step);
+        auto product = [&](int step) {
+            if (kHeld < T::kSteps && step > 0) read(0, step);
+            uint32_t a[T::ROWS][4];
+#pragma unroll
+            for (int r = 0; r < T::ROWS; ++r) decode_step<D>(g.table, words[step / 2][r], step % 2, a[r]);
+#pragma unroll
+            for (int c = 0; c < T::COLUMNS; ++c)
+#pragma unroll
+                for (int r = 0; r < T::ROWS; ++r) multiply<SIGNED>(acc[r][c], a[r], b[step % kHeld][c]);
+        };
+        auto end_group = [&](int step) {
+            --groups;
+            left = groups > 1 ? group_steps : (groups == 1 ? last_steps : kNoGroup);
+#pragma unroll
+            for (int r = 0; r < T::ROWS; ++r)
+                add_group<T, D>(g, stage, step, tile + r, token + lane % 4 * 2, acc[r], total[r]);
+        };
+#pragma unroll
+        for (int step = 0; step < T::kSteps; step += 2) {
+            product(step);
+            if (left == 1) {
+                end_group(step);
+                ++left;
+            }
+            product(step + 1);
+            left -= 2;
+            if (left == 0) end_group(step + 1);
+        }
+        stage = stage == shared + (T::kStages - 1) * T::kStage ? shared : stage + T::kStage;
     }
     cp_async_wait<0>();
 
     auto* results = reinterpret_cast<float*>(shared);
     __syncthreads();
 #pragma unroll
-    for (int r = 0; r < ROWS; ++r)
+    for (int r = 0; r < T::ROWS; ++r)
 #pragma unroll
-        for (int c = 0; c < COLUMNS; ++c)
+        for (int c = 0; c < T::COLUMNS; ++c)
 #pragma unroll
             for (int i = 0; i < 4; ++i)
-                results[(c * 8 + lane % 4 * 2 + i % 2) * T::kPitch + (warp * ROWS + r) * kFloatN + lane / 4 +
+                results[(token + c * 8 + lane % 4 * 2 + i % 2) * T::kPitch + (tile + r) * kFloatN + lane / 4 +
                         i / 2 * 8] = total[r][c][i];
     __syncthreads();
     constexpr int kRowThreads = T::kChannels / kVector, kRowsAtOnce = kThreads / kRowThreads;
@@ -176,59 +275,31 @@ __global__ void __launch_bounds__(kThreads) gemm_int4_tile(const __grid_constant
         epilogue.store(m0 + row, *reinterpret_cast<const float4*>(results + row * T::kPitch + column));
 }
 
-template <Decoder D, bool SIGNED, int ROWS, int COLUMNS>
-void launch_tile(const GemmInt4& g, Stream stream) {
-    using T = Tile<ROWS, COLUMNS>;
-    const dim3 grid(static_cast<unsigned>(ceil_div(g.layout.n, T::kChannels) * ceil_div(g.m, T::kTokens)));
-    launch(gemm_int4_tile<D, SIGNED, ROWS, COLUMNS>, grid, dim3(kThreads), T::kShared, stream, g);
+template <Decoder D, bool SIGNED, class T>
+void launch_tile(const GemmInt4& g, const Int4Plan& plan, bool overlap, Stream stream) {
+    launch_kernel({overlap}, gemm_int4_tiles<D, SIGNED, T>, dim3(static_cast<unsigned>(plan.tiles)), dim3(kThreads),
+                  T::kShared, stream, g);
 }
 
-// The thresholds: 64 channels x 8 tokens up to 16, else 128 x 64.
 template <Decoder D, bool SIGNED>
-void launch_size(const GemmInt4& g, Stream stream) {
-    if (g.m <= 16) return launch_tile<D, SIGNED, 1, 1>(g, stream);
-    launch_tile<D, SIGNED, 2, 8>(g, stream);
+void launch_size(const GemmInt4& g, const Int4Plan& plan, bool overlap, Stream stream) {
+    if (plan.tokens == 32) return launch_tile<D, SIGNED, Tile<1, 2, 2>>(g, plan, overlap, stream);
+    if (plan.channels == 64) return launch_tile<D, SIGNED, Tile<1, 4, 2>>(g, plan, overlap, stream);
+    if (plan.tokens == 64) return launch_tile<D, SIGNED, Tile<2, 4, 1>>(g, plan, overlap, stream);
+    launch_tile<D, SIGNED, Tile<2, 8, 1>>(g, plan, overlap, stream);
 }
 
 template <Decoder D>
-void launch_sign(const GemmInt4& g, bool is_signed, Stream stream) {
-    if (is_signed) return launch_size<D, true>(g, stream);
-    launch_size<D, false>(g, stream);
-}
-
-struct Scratch {
-    int64_t codes, scales, bits, total;
-};
-Scratch scratch_of(const Int4Weight& w, int64_t m) {
-    Scratch s{};
-    s.scales = round_up(m * w.layout.k_pad, 256);
-    s.bits = s.scales + round_up(4 * m, 256);
-    s.total = s.bits + 256;
-    return s;
+void launch_sign(const GemmInt4& g, const Int4Plan& plan, bool overlap, Stream stream) {
+    if (g.is_signed) return launch_size<D, true>(g, plan, overlap, stream);
+    launch_size<D, false>(g, plan, overlap, stream);
 }
 
 }  // namespace
 
-int64_t scratch_bytes(const Int4Weight& w, int64_t m) { return scratch_of(w, m).total; }
-
-void linear_int4(const Int4Weight& w, Quantize x, const Epilogue& epilogue, void* scratch, Stream stream) {
-    const Int4Layout& l = w.layout;
-    if (x.m == 0 || l.n == 0) return;
-    const Scratch s = scratch_of(w, x.m);
-    char* memory = static_cast<char*>(scratch);
-    x.k = l.k;
-    x.k_pad = x.ldo = l.k_pad;
-    x.inv_k = w.has_input_scale ? w.at<float>(l.inv_input) : nullptr;
-    x.codes = reinterpret_cast<uint8_t*>(memory);
-    x.scales = reinterpret_cast<float*>(memory + s.scales);
-    x.tensor_bits = reinterpret_cast<uint32_t*>(memory + s.bits);
-    quantize(x, stream);
-    GemmInt4 g{l, w.table, w.at<uint8_t>(l.codes), w.at<float>(l.scale), x.codes, x.m, epilogue};
-    g.epilogue.x_scale = x.scales;
-    g.epilogue.n = l.n;
-    g.epilogue.prepare();
-    if (w.decoder == Decoder::integers) return launch_sign<Decoder::integers>(g, x.lo < 0, stream);
-    launch_sign<Decoder::table>(g, x.lo < 0, stream);
+void gemm_int4_tile(const GemmInt4& g, const Int4Plan& plan, bool overlap, Stream stream) {
+    if (g.decoder == Decoder::integers) return launch_sign<Decoder::integers>(g, plan, overlap, stream);
+    launch_sign<Decoder::table>(g, plan, overlap, stream);
 }
 
 }  // namespace qk::cuda

@@ -57,6 +57,28 @@ __global__ void amax_rows(const Quantize q, bool aligned) {
     if (threadIdx.x == 0) atomicMax(q.tensor_bits, most);
 }
 
+// Sums of a row's codes, group by group: lanes have four codes at a time, 8 or 16 lanes of a warp a group where all
+// have no more.
+__device__ void sum_groups(const Quantize& q, const uint8_t* codes, int64_t row) {
+    const int64_t words = q.group_positions / 4;
+    const int width = words >= 32 ? 32 : (words >= 16 ? 16 : 8), lane = threadIdx.x % width;
+    const bool is_signed = q.lo < 0;
+    for (int64_t first = 0; first < q.groups; first += blockDim.x / width) {
+        const int64_t group = first + threadIdx.x / width;
+        int32_t sum = 0;
+        for (int64_t i = lane; i < words && group < q.groups; i += width) {
+            const uint32_t word = reinterpret_cast<const uint32_t*>(codes)[group * words + i];
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const uint32_t c = word >> (8 * j) & 255u;
+                sum += is_signed ? static_cast<int32_t>(static_cast<int8_t>(c)) : static_cast<int32_t>(c);
+            }
+        }
+        for (int bits = width / 2; bits > 0; bits /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, bits);
+        if (lane == 0 && group < q.groups) q.group_sums[group * q.m_pad + row] = sum;
+    }
+}
+
 template <class T>
 __global__ void quantize_rows(const Quantize q, bool aligned) {
     constexpr int kCount = Vector<T>::kCount;
@@ -86,7 +108,7 @@ __global__ void quantize_rows(const Quantize q, bool aligned) {
         sum += c;
         return static_cast<uint8_t>(c);
     };
-    const int64_t vectors = aligned ? q.k / kCount : 0;
+    const int64_t vectors = aligned && q.padded.group == 0 ? q.k / kCount : 0;
     for (int64_t i = threadIdx.x; i < vectors; i += blockDim.x) {
         const Vector<T> v = reinterpret_cast<const Vector<T>*>(x)[i];
         uint32_t words[kCount / 4];
@@ -98,8 +120,10 @@ __global__ void quantize_rows(const Quantize q, bool aligned) {
 #pragma unroll
         for (int j = 0; j < kCount / 4; ++j) reinterpret_cast<uint32_t*>(out)[i * (kCount / 4) + j] = words[j];
     }
-    for (int64_t i = vectors * kCount + threadIdx.x; i < q.k_pad; i += blockDim.x)
-        out[i] = i < q.k ? code(x[i], i) : static_cast<uint8_t>(0);
+    for (int64_t i = vectors * kCount + threadIdx.x; i < q.k_pad; i += blockDim.x) {
+        const int64_t k = q.padded.element(static_cast<uint32_t>(i), q.k);
+        out[i] = k >= 0 ? code(x[k], k) : static_cast<uint8_t>(0);
+    }
 
     const bool looks = q.mode == InputMode::static_tensor || q.mode == InputMode::channel;
     if (looks) {
@@ -111,6 +135,10 @@ __global__ void quantize_rows(const Quantize q, bool aligned) {
         if (threadIdx.x == 0) q.sums[row] = sum;
     }
     if (threadIdx.x == 0 && q.scales != nullptr) q.scales[row] = scale;
+    if (q.group_sums != nullptr) {
+        __syncthreads();  // the row's codes are there for all
+        sum_groups(q, out, row);
+    }
 }
 
 template <class T>

@@ -1,14 +1,15 @@
 // Activations to int8 or uint8 codes on the device: qkernels/reference/quantize.py, bit for bit.
 #pragma once
 
-#include "../common/types.h"
+#include "gemm_int4_layout.h"
 #include "stream.h"
 
 namespace qk::cuda {
 
 enum class InputMode : int { dynamic_token = 0, dynamic_tensor = 1, static_tensor = 2, channel = 3 };
 
-// codes[m][i] = clip(rint(x[m][i] * inv_k[i] * (1 / scale)) + zero, lo, hi) for i < k, 0 up to k_pad.
+// codes[m][i] = clip(rint(x[m][i] * inv_k[i] * (1 / scale)) + zero, lo, hi) for i < k, 0 up to k_pad; where groups are
+// padded, at the position of i, and 0 at those of none.
 //
 // A kernel cannot refuse without stopping the stream: a row with a value that is not finite gets the scale NaN (with
 // one dynamic scale for all, every row does), so that what is computed from it is NaN.
@@ -26,7 +27,10 @@ struct Quantize {
     float* scales = nullptr;          // [m], of each row also where one scale is for all; or null
     int32_t* sums = nullptr;          // [m]: sum of the row's codes; or null
     uint32_t* tensor_bits = nullptr;  // [1], scratch of dynamic_tensor
-    int32_t* clear = nullptr;         // [clear_count] becomes 0: counters of the kernel that follows (split_k.h)
+    PaddedGroups padded;
+    int32_t* group_sums = nullptr;  // [groups][m_pad]: sums of the codes at each `group_positions`; or null
+    int64_t groups = 0, group_positions = 0, m_pad = 0;
+    int32_t* clear = nullptr;  // [clear_count] becomes 0: counters of the kernel that follows (split_k.h)
     int64_t clear_count = 0;
 };
 

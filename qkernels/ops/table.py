@@ -144,13 +144,13 @@ def add_cuda_rows(op, formats, arch, core, call, *refusals, exactness="exact", t
         registry.register(Kernel(op, name, "cuda", None, core, accepts, call, exactness, tag, arch))
 
 
-add_cuda_rows(
-    "linear", FLOAT_FORMATS, "sm80", "gemm", cuda_linear.INT8, cuda.refuses_quant, cuda.refuses_weight
+add_cuda_rows(  # before int8: it leaves to that what has no groups and many tokens
+    *("linear", ("IntWeight", *TABLE_FORMATS), "sm80", "gemm", cuda_linear.INT4),
+    *(cuda.refuses_quant, cuda_int4.refuses_weight),
+    tag="int4",
 )
 add_cuda_rows(
-    *("linear", ("IntWeight", *TABLE_FORMATS), "sm80", "gemm", cuda_linear.INT4),
-    *(cuda_int4.refuses_quant, cuda_int4.refuses_weight),
-    tag="int4",
+    "linear", FLOAT_FORMATS, "sm80", "gemm", cuda_linear.INT8, cuda.refuses_quant, cuda.refuses_weight
 )
 _few_bits = tuple(f for f in FLOAT_FORMATS if f != "MixedIntWeight")  # some of its rows are wider than 4 bits
 add_cuda_rows(
