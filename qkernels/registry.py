@@ -179,16 +179,19 @@ def pick(request):
     """
     rows = _rows_of.get(request.op, ())
     _check_backend(request, rows)
-    reasons = []
+    name = type(request.w).__name__
     for kernel in rows:
-        reason = _why_not(kernel, request)
-        if reason is None:
+        if kernel.format in (None, name) and _why_not(kernel, request) is None:
             if kernel.backend == "reference" and request.backend is None:
-                _say_fallback(kernel, reasons)
+                _say_fallback(kernel, _reasons(request, rows[: rows.index(kernel)]))
             request.isa = kernel.isa
             return kernel
-        reasons.append(f"{kernel}: {reason}")
-    raise UnsupportedError(f"{request.op}: no kernel takes this call.\n  " + "\n  ".join(reasons))
+    raise UnsupportedError(f"{request.op}: no kernel takes this call.\n  " + "\n  ".join(_reasons(request, rows)))
+
+
+def _reasons(request, rows):
+    """Why each row refuses: asked for a second time, since a call that finds a row has no use for texts."""
+    return [f"{kernel}: {_why_not(kernel, request)}" for kernel in rows]
 
 
 def _say_fallback(kernel, reasons):

@@ -132,15 +132,17 @@ CASES = [
 ]
 
 
-def built(name, arch, row, w, splits, out=torch.bfloat16):
-    m = row["most_m"] or 4096
+def built(name, arch, row, w, splits, out=torch.bfloat16, quant=None, x_dtype=torch.int8, m=None):
+    """quant: by which the integer core quantizes x of x_dtype itself."""
+    m = m or row["most_m"] or 4096
     options = {"num_warps": row["warps"], "num_stages": row["stages"]}
     core = "int" if "int" in name else "float"
     empty = {"device": CPU, "dtype": out}
     if core == "int":
         arrays = device.int_arrays(w, CPU)
-        x = torch.empty((1, arrays.units.length), dtype=torch.int8).expand(m, -1)
-        given = {"x_scale": torch.ones(1), "splits": splits}
+        x = torch.empty((1, arrays.units.length), dtype=x_dtype).expand(m, -1)
+        given = {"x_scale": torch.ones(1), "splits": splits, "quant": quant}
+        given |= {"x_zero": (quant and quant.zero_point) or 0, "bias": torch.ones(N)}
         arguments = linear_int.arguments(x, arrays, torch.empty((1, N), **empty), row, "float", **given)
         kernel, options["enable_fp_fusion"] = linear_int.linear_kernel, False
     else:

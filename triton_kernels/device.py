@@ -7,7 +7,7 @@ import torch
 
 from qkernels.memory import kept_on
 
-from .layout import float_layout, int_layout
+from .layout import float_layout, input_inverse, int_layout
 
 BIAS = {torch.bfloat16: 128, torch.float16: 1024, torch.float32: 0}
 
@@ -66,3 +66,13 @@ def requant_arrays(requant, device):
         return RequantArrays(*tensors, requant.zero_point, requant.rounding)
 
     return kept_on(requant, "_triton", device, make)
+
+
+def channel_scales(quant, device):
+    """The scales (K,) of an InputQuant of granularity "channel", and 1 / them, on a device."""
+
+    def make():
+        scale = quant.scale
+        return tuple(torch.from_numpy(a).to(device) for a in (scale, input_inverse(scale)))
+
+    return kept_on(quant, "_triton", device, make)
