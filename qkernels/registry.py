@@ -161,8 +161,10 @@ def _why_not(kernel, request):
 
 
 def _check_backend(request, rows):
+    if request.backend is None:
+        return
     backends = list(dict.fromkeys(k.backend for k in rows))
-    if request.backend is None or (isinstance(request.backend, str) and request.backend in backends):
+    if isinstance(request.backend, str) and request.backend in backends:
         return
     raise ArgumentError(
         f"{request.op}: backend is {request.backend!r}; accepted: None, {', '.join(map(repr, backends))}."
@@ -186,7 +188,9 @@ def pick(request):
                 _say_fallback(kernel, _reasons(request, rows[: rows.index(kernel)]))
             request.isa = kernel.isa
             return kernel
-    raise UnsupportedError(f"{request.op}: no kernel takes this call.\n  " + "\n  ".join(_reasons(request, rows)))
+    raise UnsupportedError(
+        f"{request.op}: no kernel takes this call.\n  " + "\n  ".join(_reasons(request, rows))
+    )
 
 
 def _reasons(request, rows):

@@ -2,10 +2,10 @@
 
 A launch less a call, and no codes in memory. What that costs, a program of the core each:
 
-    dynamic scales   a pass over its rows before the loop, ``rows * K`` numbers from L2. A row of 4096 bfloat16 is 8 KiB;
-                     256 programs read 2 MiB, 0.4 us at 5.5 TB/s and one latency more; 4 rows 1.5 us. The launch that is
-                     saved takes 2 to 3 us. So a row of the tables names the MiB that all programs together may read
-                     ("fuse", 0: never); above it the quantizing kernel runs.
+    dynamic scales   a pass over its rows before the loop, ``rows * K`` numbers from L2. A row of 4096 bfloat16 is
+                     8 KiB; 256 programs read 2 MiB, 0.4 us at 5.5 TB/s and one latency more, of 4 rows 1.5 us. The
+                     launch that is saved takes 2 to 3 us. So a row of the tables names the MiB that all programs
+                     together may read ("fuse", 0: never); above it the quantizing kernel runs.
     static scales    no pass: numbers that are not finite are found in the loop.
     the loop         2 or 4 bytes a number instead of 1, and 8 instructions, in every tile of channels.
 
@@ -28,7 +28,7 @@ def row_scales(
     x, tm, M, pitch, inverse, K, static_scale, largest, FUSE: tl.constexpr, HAS_INPUT_SCALE: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """(scale, max|x|) (BM,) of the rows of tile tm, of which ROWS may be there; max|x| is 0 where the scale is static."""
+    """(scale, max|x|) (BM,) of the rows of tile tm, the first ROWS of which are read; a static scale: max|x| is 0."""
     most = tl.zeros((BM,), tl.float32)
     if FUSE == "static":
         s = most + static_scale

@@ -118,7 +118,11 @@ def linear_kernel(
     w_at = w + nn.to(tl.int64)[:, None] * (UNITS * Q) + j[None, :]
     rows = x + mr[None, :] * pitch
     in_m = m < M
-    scale, by, row_most = tl.zeros((BM,), tl.float32), tl.zeros((BM,), tl.float32), tl.zeros((BM,), tl.float32)
+    scale, by, row_most = (
+        tl.zeros((BM,), tl.float32),
+        tl.zeros((BM,), tl.float32),
+        tl.zeros((BM,), tl.float32),
+    )
     most, sums = tl.zeros((Q, BM), tl.float32), tl.zeros((Q, BM), tl.int32)
     if FUSE != "none":
         scale, row_most = row_scales(
@@ -155,7 +159,9 @@ def linear_kernel(
                             FUSE, SHIFT, HAS_INPUT_SCALE, HAS_W_ZERO, EVEN_K,
                         )  # fmt: skip
                         part = tl.dot(decode(b, table, s[:, None], p, DECODER), xp, part, out_dtype=tl.int32)
-                acc = add_group(part, acc, step, n, m, M, N, w_scale, w_sums, x_zero, parts, HAS_X_ZERO, SPLIT)
+                acc = add_group(
+                    part, acc, step, n, m, M, N, w_scale, w_sums, x_zero, parts, HAS_X_ZERO, SPLIT
+                )
             else:
                 b = tl.load(w_at + step * Q)
                 for p in tl.static_range(PLANES):  # as many groups as planes
@@ -168,7 +174,9 @@ def linear_kernel(
                     )  # fmt: skip
                     part = tl.zeros((BN, BM), tl.int32)
                     part = tl.dot(decode(b, table, s[:, None], p, DECODER), xp, part, out_dtype=tl.int32)
-                    acc = add_group(part, acc, g, n, m, M, N, w_scale, w_sums, x_zero, parts, HAS_X_ZERO, SPLIT)
+                    acc = add_group(
+                        part, acc, g, n, m, M, N, w_scale, w_sums, x_zero, parts, HAS_X_ZERO, SPLIT
+                    )
     if FUSE == "none":
         row_scale, row_sums = given_rows(x_scale, x_sums, m, M, 1, EPILOGUE, HAS_W_ZERO, FUSE)
     else:
@@ -210,9 +218,9 @@ def add_group(
 def reduce_kernel(
     parts, PARTS, w_scale, w_zero, w_sums, x_scale, SCALES, x_sums, x_zero, bias, rm, rshift, rscale, zero, lo, hi,
     out, M, N, K,
-    FUSE: tl.constexpr, GROUPED: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, EPILOGUE: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_X_ZERO: tl.constexpr, HAS_W_ZERO: tl.constexpr, PER_CHANNEL: tl.constexpr, ROUNDING: tl.constexpr,
-    ACTIVATION: tl.constexpr,
+    FUSE: tl.constexpr, GROUPED: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, EPILOGUE: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_X_ZERO: tl.constexpr, HAS_W_ZERO: tl.constexpr, PER_CHANNEL: tl.constexpr,
+    ROUNDING: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """The sums of all splits (PARTS, M, N) in their order, or the scaled sums of all groups in theirs; then finish."""
     n, m = tl.program_id(0) * BN + tl.arange(0, BN), tl.program_id(1) * BM + tl.arange(0, BM)

@@ -10,9 +10,9 @@ import torch
 
 from qkernels.triton_backend import is_interpreted
 
+from . import fuse, quantize, tuned
 from . import linear_float as core_float
 from . import linear_int as core_int
-from . import fuse, quantize, tuned
 from .device import channel_scales, float_arrays, int_arrays, requant_arrays
 
 

@@ -24,7 +24,16 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent / "configs"
 KERNELS = ("linear_int", "linear_int_groups", "linear_float", "linear_float_groups", "linear_float32")
 KEYS = ("BN", "BM", "tiles", "warps", "stages", "waves", "most_splits")
-INTERPRETED = {"BN": 32, "BM": 16, "tiles": 2, "warps": 4, "stages": 1, "waves": 1, "most_splits": 2, "fuse": 8}
+INTERPRETED = {
+    "BN": 32,
+    "BM": 16,
+    "tiles": 2,
+    "warps": 4,
+    "stages": 1,
+    "waves": 1,
+    "most_splits": 2,
+    "fuse": 8,
+}
 
 
 def file_of(name):
