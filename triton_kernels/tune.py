@@ -114,7 +114,7 @@ def best_row(name, m, quick):
 def fuse_of(name, row, most_m, quick):
     """ "fuse" of a row for up to most_m tokens: from what a pass reads to where it was slower than a launch, in MiB."""
     seen = []
-    for m in (m for m in (1, 2, 4, 8, 16, 32) if m <= most_m):
+    for m in (m for m in (1, 2, 4, 8, 16) if m <= most_m):
         for p in problems(name, m, quick):
             mib = fuse.pass_bytes(p.x, row, p.n, p.splits(row)) / fuse.MIB
             seen.append((mib, p.time(row, True) < p.time(row)))
@@ -152,7 +152,7 @@ def main(arguments=None):
         for m, most_m in classes:
             row, _times = best_row(kernel, m, options.quick)
             if "int" in kernel.split("_"):
-                few = most_m is not None and most_m <= 32
+                few = most_m is not None and most_m <= 16  # with more, registers spill
                 row["fuse"] = fuse_of(kernel, row, most_m, options.quick) if few else 0
             rows[kernel].append({"most_m": most_m, **row})
     source = f"Measured by qkernels {qk.__version__}, triton {triton.__version__}, torch {torch.__version__}"
