@@ -118,11 +118,8 @@ def linear_kernel(
     w_at = w + nn.to(tl.int64)[:, None] * (UNITS * Q) + j[None, :]
     rows = x + mr[None, :] * pitch
     in_m = m < M
-    scale, by, row_most = (
-        tl.zeros((BM,), tl.float32),
-        tl.zeros((BM,), tl.float32),
-        tl.zeros((BM,), tl.float32),
-    )
+    none = tl.zeros((BM,), tl.float32)
+    scale, by, row_most = none, none, none
     most, sums = tl.zeros((Q, BM), tl.float32), tl.zeros((Q, BM), tl.int32)
     if FUSE != "none":
         scale, row_most = row_scales(
