@@ -18,7 +18,8 @@ def refuses_weight(request):
     if w.bits > MAX_BITS:
         return f"the weight has {w.bits} bits; this kernel takes up to {MAX_BITS}"
     if not w.is_grouped and request.m > cuda.FEW:
-        return f"x has {request.m} tokens, the weight no group-wise scales: above {cuda.FEW} that is for the int8 kernel"
+        tokens = f"x has {request.m} tokens, the weight no group-wise scales"
+        return f"{tokens}: above {cuda.FEW} that is for the int8 kernel"
     group = w.group_size if w.is_grouped else w.matrix_shape[1]
     if group > LONGEST:
         return f"a scale is for {group} codes; this kernel takes up to {LONGEST}"

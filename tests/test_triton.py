@@ -1,6 +1,6 @@
 """Triton kernels without a GPU: interpreted against the reference, and compiled for GPUs that are not there.
 
-The interpreter must be chosen before Triton is imported, so tests/triton_interpreted.py runs in a process of its own.
+The interpreter must be chosen before Triton is imported, so what is interpreted runs in a process of its own.
 """
 
 import os
@@ -30,7 +30,7 @@ def test_interpreted_kernels():
         sys.executable,
         "-m",
         "pytest",
-        str(HERE / "triton_interpreted.py"),
+        *(str(HERE / name) for name in ("triton_interpreted.py", "triton_fused.py")),
         "-x",
         "-q",
         "-p",
@@ -81,6 +81,7 @@ def test_tables_are_complete():
             limits = [row["most_m"] for row in rows[kernel]]
             assert limits[-1] is None and limits[:-1] == sorted(limits[:-1])
             assert all(set(tuned.KEYS) < set(row) for row in rows[kernel])
+            assert all(("fuse" in row) == kernel.startswith("linear_int") for row in rows[kernel])
 
 
 @pytest.mark.parametrize(
@@ -132,15 +133,21 @@ CASES = [
 ]
 
 
-def built(name, arch, row, w, splits, out=torch.bfloat16):
-    m = row["most_m"] or 4096
+def row_of(name, arch, i):
+    return tuned.table("no name", divmod(arch, 10))[name][i]
+
+
+def built(name, arch, row, w, splits, out=torch.bfloat16, quant=None, x_dtype=torch.int8, m=None):
+    """quant: by which the integer core quantizes x of x_dtype itself."""
+    m = m or row["most_m"] or 4096
     options = {"num_warps": row["warps"], "num_stages": row["stages"]}
     core = "int" if "int" in name else "float"
     empty = {"device": CPU, "dtype": out}
     if core == "int":
         arrays = device.int_arrays(w, CPU)
-        x = torch.empty((1, arrays.units.length), dtype=torch.int8).expand(m, -1)
-        given = {"x_scale": torch.ones(1), "splits": splits}
+        x = torch.empty((1, arrays.units.length), dtype=x_dtype).expand(m, -1)
+        given = {"x_scale": torch.ones(1), "splits": splits, "quant": quant}
+        given |= {"x_zero": (quant and quant.zero_point) or 0, "bias": torch.ones(N)}
         arguments = linear_int.arguments(x, arrays, torch.empty((1, N), **empty), row, "float", **given)
         kernel, options["enable_fp_fusion"] = linear_int.linear_kernel, False
     else:
@@ -165,12 +172,42 @@ def check(kernel, arch, wanted):
 @pytest.mark.parametrize("name, arch, i", CASES, ids=lambda v: str(v))
 def test_every_row_of_the_tables_compiles(name, arch, i):
     """For its GPU, without spills, within its shared memory, onto tensor cores."""
-    row = tuned.table("no name", divmod(arch, 10))[name][i]
+    row = row_of(name, arch, i)
     wanted = {"int": ("IMMA", "IGMMA"), "float": ("HMMA", "HGMMA"), "float32": ("FFMA",)}[name.split("_")[1]]
     wanted = wanted[1:] if arch == 90 and len(wanted) == 2 else wanted[:1]
     weights = WEIGHTS[name]
     kernel = built(name, arch, row, weights[i % len(weights)], min(row["most_splits"], 2))
     check(kernel, arch, wanted)
+
+
+def zero_point_weight():
+    """What asks for all that the fused kernel keeps: input scales, and sums of codes for zero points."""
+    codes = np.random.default_rng(0).integers(-128, 128, (N, K)).astype(np.int8)
+    return qk.IntWeight.pack(
+        codes, np.ones((N, 1), np.float32), np.full((N, 1), 3), 8, None, np.ones(K, np.float32)
+    )
+
+
+FUSED = {  # an InputQuant, the activations' dtype, M (None: the row's largest), splits
+    "token": (qk.InputQuant(), torch.bfloat16, 1, 2),
+    "token unsigned": (qk.InputQuant(signed=False), torch.float32, None, 1),
+    "static zero": (qk.InputQuant(granularity="tensor", scale=0.1, zero_point=3), torch.float32, None, 2),
+}
+
+
+@pytest.mark.parametrize("case", FUSED)
+@pytest.mark.parametrize("name, arch, i", [c for c in CASES if row_of(*c).get("fuse")])
+def test_every_fused_row_compiles(name, arch, i, case):
+    """As above, with floats of up to 4 bytes in the pipeline; rounded as quantize.py rounds."""
+    row = row_of(name, arch, i)
+    quant, x_dtype, m, splits = FUSED[case]
+    turn = list(FUSED).index(case)
+    weights = [zero_point_weight(), *WEIGHTS[name]] if name == "linear_int" else WEIGHTS[name]
+    w = weights[turn % len(weights)]
+    kernel = built(name, arch, row, w, splits, quant=quant, x_dtype=x_dtype, m=m)
+    check(kernel, arch, ("IGMMA",) if arch == 90 else ("IMMA",))
+    ptx = kernel.asm["ptx"]
+    assert "div.rn.f32" in ptx and "ftz" not in ptx and ("groups" in name or "fma.rn.f32" not in ptx)
 
 
 # ---- the PTX in nibbles.py, executed instruction by instruction --------------------------------------------------
@@ -257,7 +294,7 @@ def test_elementwise_kernels_compile(kernel, arch):
         values = dict.fromkeys(names, 1.5) | dict.fromkeys(("M", "K", "SIZE", "PADDED", "LENGTH", "pitch"), K)
         values |= {
             "x": torch.empty(1, dtype=torch.bfloat16),
-            "input_scale": f,
+            "inverse": f,
             "amax": f,
             "codes": b,
             "scale": f,
@@ -302,7 +339,7 @@ def test_elementwise_kernels_compile(kernel, arch):
         given = linear_int.arguments(
             x, device.int_arrays(w, CPU), out, row, "float", x_scale=f, activation="gelu"
         )
-        given |= {"parts": i, "PARTS": 4}
+        given |= {"parts": i, "PARTS": 4, "SCALES": 4}
         made = build(linear_int.reduce_kernel, given, arch, num_warps=8, enable_fp_fusion=False)
     used = resources(made)
     assert used["STACK"] == used["LOCAL"] == 0
@@ -318,6 +355,8 @@ def test_tune_writes_tables_like_those_that_are_shipped(capsys):
     for m, _ in tune.CLASSES:
         assert len(list(tune.candidates(m, True))) > 5
         assert all(set(row) == set(tuned.KEYS) for row in tune.candidates(m, False))
+    assert tune.budget([(2, True), (8, True), (16, False), (4, True), (32, True)]) == 8
+    assert tune.budget([(2, False), (8, True)]) == 0
     if not torch.cuda.is_available():
         with pytest.raises(SystemExit):
             tune.main([])

@@ -129,6 +129,7 @@ class IntLayout:
     table    int8 (16,): what a nibble stands for, or None. ``square``: sign(q) * q * q, q = nibble - 8
     sums     int32 (groups, N): sums of the decoded codes over a group
     w_zero   int32 (N,): zero points of 8-bit codes, or None
+    input_inverse   float32 (K,): what activations are multiplied by first, or None
     """
 
     units: Units
@@ -140,7 +141,12 @@ class IntLayout:
     table: object = None
     square: bool = False
     w_zero: object = None
-    input_scale: object = None
+    input_inverse: object = None
+
+
+def input_inverse(scale):
+    """float32 1 / input scales, rounded as the reference does; None for None."""
+    return None if scale is None else np.float32(1) / scale.astype(np.float32)
 
 
 def squares(bits):
@@ -189,7 +195,7 @@ def int_layout(w):
         table,
         bool(square),
         None if w_zero is None else np.ascontiguousarray(w_zero[:, 0]),
-        q.input_scale,
+        input_inverse(q.input_scale),
     )
 
 
@@ -215,6 +221,7 @@ class FloatLayout:
     zero          float32 (groups, N): what is subtracted from a code, or None
     table         float32 (T, 16) or (T, 256), or None: codes are integers
     square        codes stand for sign(q) * q * q, q = code - 8
+    input_inverse float32 (K,): what activations are multiplied by first, or None
     """
 
     units: Units
@@ -225,7 +232,7 @@ class FloatLayout:
     zero: object = None
     table: object = None
     square: bool = False
-    input_scale: object = None
+    input_inverse: object = None
 
 
 def float_layout(w):
@@ -266,5 +273,5 @@ def float_layout(w):
         None if zero is None else per_group(zero, n, u),
         table,
         bool(square),
-        q.input_scale,
+        input_inverse(q.input_scale),
     )

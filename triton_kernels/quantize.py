@@ -19,28 +19,63 @@ TINY = tl.constexpr(2.0**-100)
 
 
 @triton.jit
-def row_amax(x, m, pitch, input_scale, K, HAS_INPUT_SCALE: tl.constexpr, BLOCK: tl.constexpr):
-    """max|x| of row m; infinite where a number of it is not finite."""
-    most = tl.zeros((BLOCK,), tl.float32)
+def load_floats(x, inverse, inside, in_k, HAS_INPUT_SCALE: tl.constexpr):
+    """Activations as float32, 0 outside, times the inverse input scales; pointers, of shapes that broadcast."""
+    v = tl.load(x, mask=inside, other=0.0).to(tl.float32)
+    if HAS_INPUT_SCALE:
+        v = v * tl.load(inverse, mask=in_k, other=1.0)
+    return v
+
+
+@triton.jit
+def magnitude(v):
+    """|v|; infinite where v is not finite."""
+    v = tl.abs(v)
+    return tl.where(v <= LIMIT, v, float("inf"))
+
+
+@triton.jit
+def scale_of(most, largest):
+    """The dynamic scale where max|x| is ``most``."""
+    return tl.where(most < TINY, 1.0, tl.div_rn(most, largest))
+
+
+@triton.jit
+def valid_scale(s, most):
+    """NaN where a number that ``most`` covers is not finite."""
+    return tl.where(most <= LIMIT, s, float("nan"))
+
+
+@triton.jit
+def rows_amax(
+    x, m, M, pitch, inverse, K, HAS_INPUT_SCALE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """max|x| of the rows m (ROWS,), of those from M on 0; infinite where a number of a row is not finite."""
+    most = tl.zeros((ROWS, BLOCK), tl.float32)
+    at = x + m.to(tl.int64)[:, None] * pitch
     for k0 in range(0, K, BLOCK):
-        k = k0 + tl.arange(0, BLOCK)
-        v = tl.load(x + m.to(tl.int64) * pitch + k, mask=k < K, other=0.0).to(tl.float32)
-        if HAS_INPUT_SCALE:
-            v = v * tl.div_rn(1.0, tl.load(input_scale + k, mask=k < K, other=1.0))
-        v = tl.abs(v)
-        most = tl.maximum(most, tl.where(v <= LIMIT, v, float("inf")))
+        k = k0 + tl.arange(0, BLOCK)[None, :]
+        v = load_floats(at + k, inverse + k, (m < M)[:, None] & (k < K), k < K, HAS_INPUT_SCALE)
+        most = tl.maximum(most, magnitude(v))
+    return tl.max(most, axis=1)
+
+
+@triton.jit
+def row_amax(x, m, pitch, inverse, K, HAS_INPUT_SCALE: tl.constexpr, BLOCK: tl.constexpr):
+    """max|x| of row m, a scalar."""
+    most = rows_amax(x, m + tl.arange(0, 1), m + 1, pitch, inverse, K, HAS_INPUT_SCALE, 1, BLOCK)
     return tl.max(most, axis=0)
 
 
 @triton.jit
-def amax_kernel(x, pitch, input_scale, amax, K, HAS_INPUT_SCALE: tl.constexpr, BLOCK: tl.constexpr):
+def amax_kernel(x, pitch, inverse, amax, K, HAS_INPUT_SCALE: tl.constexpr, BLOCK: tl.constexpr):
     m = tl.program_id(0)
-    tl.store(amax + m, row_amax(x, m, pitch, input_scale, K, HAS_INPUT_SCALE, BLOCK))
+    tl.store(amax + m, row_amax(x, m, pitch, inverse, K, HAS_INPUT_SCALE, BLOCK))
 
 
 @triton.jit
 def quantize_kernel(
-    x, pitch, input_scale, amax, codes, scale, sums, static_scale, zero, lo, hi, largest, M, K, SIZE, PADDED, LENGTH,
+    x, pitch, inverse, amax, codes, scale, sums, static_scale, zero, lo, hi, largest, M, K, SIZE, PADDED, LENGTH,
     GRANULARITY: tl.constexpr, HAS_INPUT_SCALE: tl.constexpr, POWER: tl.constexpr, SIGNED: tl.constexpr,
     SQUARE: tl.constexpr, SHIFT: tl.constexpr, HAS_SUMS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -52,28 +87,26 @@ def quantize_kernel(
     m = tl.program_id(0)
     if GRANULARITY == "static":
         s = static_scale + 0.0
-        most = row_amax(x, m, pitch, input_scale, K, HAS_INPUT_SCALE, BLOCK)
+        most = row_amax(x, m, pitch, inverse, K, HAS_INPUT_SCALE, BLOCK)
     else:
         if GRANULARITY == "token":
-            most = row_amax(x, m, pitch, input_scale, K, HAS_INPUT_SCALE, BLOCK)
+            most = row_amax(x, m, pitch, inverse, K, HAS_INPUT_SCALE, BLOCK)
         else:
             rows = tl.zeros((BLOCK,), tl.float32)
             for m0 in range(0, M, BLOCK):
                 r = m0 + tl.arange(0, BLOCK)
                 rows = tl.maximum(rows, tl.load(amax + r, mask=r < M, other=0.0))
             most = tl.max(rows, axis=0)
-        s = tl.where(most < TINY, 1.0, tl.div_rn(most, largest))
-    inverse = tl.div_rn(1.0, s)
-    tl.store(scale + m, tl.where(most <= LIMIT, s, float("nan")))
+        s = scale_of(most, largest)
+    tl.store(scale + m, valid_scale(s, most))
+    by = tl.div_rn(1.0, s)
     total = tl.zeros((BLOCK,), tl.int32)
     for k0 in range(0, LENGTH, BLOCK):
         place = k0 + tl.arange(0, BLOCK)
         k = (place // PADDED) * SIZE + place % PADDED
         there = (place % PADDED < SIZE) & (k < K)
-        v = tl.load(x + m.to(tl.int64) * pitch + k, mask=there, other=0.0).to(tl.float32)
-        if HAS_INPUT_SCALE:
-            v = v * tl.div_rn(1.0, tl.load(input_scale + k, mask=there, other=1.0))
-        q = to_codes(finite_or_zero(v), inverse, zero, lo, hi, POWER, SIGNED).to(tl.int32)
+        v = load_floats(x + m.to(tl.int64) * pitch + k, inverse + k, there, there, HAS_INPUT_SCALE)
+        q = to_codes(finite_or_zero(v), by, zero, lo, hi, POWER, SIGNED).to(tl.int32)
         if SQUARE:
             q = q * tl.abs(q)
         q = tl.where(there, q - SHIFT, 0)
@@ -109,13 +142,24 @@ def warps_of(block):
     return 8 if block >= 4096 else 4
 
 
-def quantize_rows(x, quant, units=None, input_scale=None, with_sums=False, squared=True):
+def code_arguments(quant):
+    """(granularity of the kernels, static scale, zero point, lo, hi) of an InputQuant; floats."""
+    lo, hi = quant.limits
+    kind, static = quant.granularity, 1.0
+    if kind == "channel" or quant.scale is not None:
+        kind, static = "static", 1.0 if kind == "channel" else quant.scale
+    else:
+        lo = -hi if quant.signed else 0
+    return kind, float(static), float(quant.zero_point or 0), float(lo), float(hi)
+
+
+def quantize_rows(x, quant, units=None, inverse=None, with_sums=False, squared=True):
     """Codes of x (M, K) with unit stride in a row, as the integer core reads them.
 
     Args:
         quant: an InputQuant of 2 to 8 bits, not split.
         units: layout.Units that the codes are padded for; None: none are, (M, K).
-        input_scale: float32 (K,), by which x is divided first (granularity "channel": its scales).
+        inverse: float32 (K,), 1 / the input scales (granularity "channel": its scales), by which x is multiplied.
         with_sums: the sums of the stored codes too.
         squared: power codes are stored as their squares.
 
@@ -128,27 +172,22 @@ def quantize_rows(x, quant, units=None, input_scale=None, with_sums=False, squar
     codes = torch.empty((m, length), dtype=torch.int8, device=x.device)
     scale = torch.empty(m, dtype=torch.float32, device=x.device)
     sums = torch.empty(m if with_sums else 1, dtype=torch.int32, device=x.device)
-    lo, hi = quant.limits
+    kind, static, zero, lo, hi = code_arguments(quant)
     power = quant.power is not None
-    granularity, static, zero = quant.granularity, 1.0, quant.zero_point or 0
-    if granularity == "channel" or quant.scale is not None:
-        granularity, static = "static", 1.0 if granularity == "channel" else quant.scale
-    else:
-        lo = -hi if quant.signed else 0
     block = block_of(length)
-    pitch, has = x.stride(0) if m > 1 else k, input_scale is not None
-    given = input_scale if has else scale
+    pitch, has = x.stride(0) if m > 1 else k, inverse is not None
+    given = inverse if has else scale
     options = {"BLOCK": block, "num_warps": warps_of(block), "enable_fp_fusion": False}
     if not m:
         return codes, scale, sums if with_sums else None
     amax = scale
-    if granularity == "tensor":
+    if kind == "tensor":
         amax = torch.empty(m, dtype=torch.float32, device=x.device)
         amax_kernel[(m,)](x, pitch, given, amax, k, HAS_INPUT_SCALE=has, **options)
     quantize_kernel[(m,)](
-        *(x, pitch, given, amax, codes, scale, sums, float(static), float(zero), float(lo), float(hi)),
-        *(float(hi * hi if power else hi), m, k, size, max(padded, 1), length),
-        GRANULARITY=granularity,
+        *(x, pitch, given, amax, codes, scale, sums, static, zero, lo, hi),
+        *(hi * hi if power else hi, m, k, size, max(padded, 1), length),
+        GRANULARITY=kind,
         HAS_INPUT_SCALE=has,
         POWER=power,
         SIGNED=quant.signed,

@@ -10,10 +10,10 @@ import torch
 
 from qkernels.triton_backend import is_interpreted
 
+from . import fuse, quantize, tuned
 from . import linear_float as core_float
 from . import linear_int as core_int
-from . import quantize, tuned
-from .device import float_arrays, int_arrays, requant_arrays
+from .device import channel_scales, float_arrays, int_arrays, requant_arrays
 
 
 @functools.cache
@@ -33,21 +33,26 @@ def chosen(kernel, device, m, n, steps):
     return row, tuned.splits_of(row, m, n, steps, count)
 
 
-def _product(x, w, out, epilogue, config, splits, **rest):
+def _shape_of(x, w, config, splits):
+    """The row and the splits of the integer core, those that are given first."""
+    if config is not None and splits is not None:
+        return config, splits
     row, best = chosen(tuned.name_of("int", w.units), x.device, x.shape[0], w.shape[0], w.units.steps)
-    row, best = config or row, splits or best
-    return core_int.launch(x, w, out, row, best, epilogue, **rest)
+    return config or row, splits or best
 
 
-def linear_int(x, w, quant, bias, activation, out, config=None, splits=None):
-    """``qkernels.reference.linear_int``; bit for bit without GELU and SiLU."""
+def linear_int(x, w, quant, bias, activation, out, config=None, splits=None, fused=None):
+    """``qkernels.reference.linear_int``; bit for bit without GELU and SiLU. fused: whether the core quantizes x."""
     arrays = int_arrays(w, x.device)
-    codes, scale, sums = quantize.quantize_rows(
-        x, quant, arrays.units, arrays.input_scale, arrays.w_zero is not None
-    )
+    row, splits = _shape_of(x, arrays, config, splits)
     zero = (quant.zero_point or 0) - (0 if quant.signed else 128)
-    rest = {"x_scale": scale, "x_sums": sums, "x_zero": zero, "bias": bias, "activation": activation}
-    return _product(codes, arrays, out, "float", config, splits, **rest)
+    rest = {"x_zero": zero, "bias": bias, "activation": activation}
+    if fuse.fuses(x, arrays, quant, row, splits) if fused is None else fused:
+        return core_int.launch(x, arrays, out, row, splits, "float", quant, **rest)
+    codes, scale, sums = quantize.quantize_rows(
+        x, quant, arrays.units, arrays.input_inverse, arrays.w_zero is not None
+    )
+    return core_int.launch(codes, arrays, out, row, splits, "float", x_scale=scale, x_sums=sums, **rest)
 
 
 def signed(x, zero):
@@ -67,7 +72,8 @@ def matmul_int(x, w, x_zero_point, out, config=None, splits=None):
     """``qkernels.reference.matmul_int``, exact."""
     arrays = int_arrays(w, x.device)
     codes, zeros = _codes(x, arrays, x_zero_point)
-    return _product(codes, arrays, out, "int32", config, splits, **zeros)
+    shape = _shape_of(x, arrays, config, splits)
+    return core_int.launch(codes, arrays, out, *shape, "int32", **zeros)
 
 
 def linear_requant(x, w, x_zero_point, bias, requant, limits, out, config=None, splits=None):
@@ -75,7 +81,8 @@ def linear_requant(x, w, x_zero_point, bias, requant, limits, out, config=None, 
     arrays = int_arrays(w, x.device)
     codes, zeros = _codes(x, arrays, x_zero_point)
     rest = {"bias": bias, "requant": requant_arrays(requant, x.device), "limits": limits}
-    return _product(codes, arrays, out, "requant", config, splits, **zeros, **rest)
+    shape = _shape_of(x, arrays, config, splits)
+    return core_int.launch(codes, arrays, out, *shape, "requant", **zeros, **rest)
 
 
 def requantize(acc, requant, limits, out):
@@ -85,10 +92,8 @@ def requantize(acc, requant, limits, out):
 
 def quantize_activations(x, quant):
     """``qkernels.reference.quantize_activations``: codes (M, K); scale (M,), (1,), or (K,) of granularity "channel"."""
-    channel = None
-    if quant.granularity == "channel":
-        channel = torch.from_numpy(quant.scale).to(x.device)
-    codes, scale, _ = quantize.quantize_rows(x, quant, None, channel, squared=False)
+    channel, inverse = channel_scales(quant, x.device) if quant.granularity == "channel" else (None, None)
+    codes, scale, _ = quantize.quantize_rows(x, quant, None, inverse, squared=False)
     if not quant.signed:
         codes = codes.view(torch.uint8) ^ 128
     if quant.granularity == "tensor":
@@ -128,8 +133,8 @@ def linear_float(x, w, bias, activation, compute_dtype, out, config=None, splits
     """``qkernels.reference.linear_float``, within the tolerance of docs/numerics.md."""
     dtype = product_dtype(x, w, compute_dtype)
     arrays = float_arrays(w, x.device, dtype)
-    if arrays.input_scale is not None:
-        x = x.float() * (1 / arrays.input_scale)
+    if arrays.input_inverse is not None:
+        x = x.float() * arrays.input_inverse
     x = x.to(dtype)
     u = arrays.units
     if u.is_grouped and not (u.is_plain and u.length == u.k):

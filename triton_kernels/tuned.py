@@ -3,13 +3,14 @@
 A table is a JSON file named after a GPU ("NVIDIA_H100_80GB_HBM3.json") or a compute capability ("sm_90.json"):
 
     {"source": "...", "linear_int": [{"most_m": 16, "BN": 64, "BM": 16, "tiles": 8, "warps": 4, "stages": 5,
-                                      "waves": 2, "most_splits": 16}, ...], "linear_int_groups": [...], ...}
+                                      "waves": 2, "most_splits": 16, "fuse": 8}, ...], "linear_int_groups": [...], ...}
 
 Kernels: linear_int, linear_float (products of bfloat16 or float16), both also with _groups of scales, which keep two
 accumulators, and linear_float32. The first row whose ``most_m`` is not below M is taken; the last has ``most_m`` null.
 Without a table of the GPU's name that of its capability is read, else of the next lower one. "source" says how the
 numbers came about. ``waves``: K is split until there are that many programs a multiprocessor, into ``most_splits``
-parts at most.
+parts at most. ``fuse``, of the integer core: how many MiB all programs together may read to find dynamic scales before
+a kernel of its own quantizes (fuse.py); 0: that always does.
 
 The tables for sm_80, sm_89 and sm_90 are **untuned estimates**: no kernel had been timed on a GPU when they were
 written. ``python -m qkernels.triton_kernels.tune`` measures on the GPU at hand and writes its table.
@@ -23,7 +24,16 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent / "configs"
 KERNELS = ("linear_int", "linear_int_groups", "linear_float", "linear_float_groups", "linear_float32")
 KEYS = ("BN", "BM", "tiles", "warps", "stages", "waves", "most_splits")
-INTERPRETED = {"BN": 32, "BM": 16, "tiles": 2, "warps": 4, "stages": 1, "waves": 1, "most_splits": 2}
+INTERPRETED = {
+    "BN": 32,
+    "BM": 16,
+    "tiles": 2,
+    "warps": 4,
+    "stages": 1,
+    "waves": 1,
+    "most_splits": 2,
+    "fuse": 8,
+}
 
 
 def file_of(name):

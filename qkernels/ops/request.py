@@ -1,5 +1,6 @@
 """One checked call, and the checks that the operations share."""
 
+import math
 import operator
 import sys
 
@@ -24,7 +25,7 @@ class Request:
         self.op, self.x, self.w, self.bias, self.out_name = op, x, w, bias, out_name
         self.backend, self.options = backend, options
         self.batch, self.n = tuple(x.shape[:-1]), x.shape[-1]
-        self.m = int(np.prod(self.batch, dtype=np.int64))
+        self.m = math.prod(self.batch)
         self.isa = None  # of the kernel that was picked
         self._rows = None
 
