@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, on a bare machine with nvcc, torch, pytest, numpy, pybind11, cmake, ninja and no network:
-#   bench/gpu.sh [build] [test] [sanitize] [bench]      all of them by default, in this order
+#   bench/gpu.sh [build] [test] [bench] [compile] [triton] [sanitize]      all of them by default, in this order
+# The first three take about 10 minutes on 16 cores (an estimate: it has never run), the others as long again.
 # A step that fails does not stop the next; the exit status says whether one did. OUT: where results go.
 # COMMIT: what is measured, where the tree has no .git.
 set -uo pipefail
@@ -8,7 +9,7 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-bench/results}
 steps=("$@")
-[ ${#steps[@]} -gt 0 ] || steps=(build test sanitize bench)
+[ ${#steps[@]} -gt 0 ] || steps=(build test bench compile triton sanitize)
 mkdir -p "$OUT"
 failed=()
 
@@ -31,10 +32,16 @@ print(state)
 assert state['available']"
 }
 
-tests() {
-    local extra=()
-    for file in tests/test_triton*.py; do [ -e "$file" ] && extra+=("$file"); done
-    "$PYTHON" -m pytest -q -rs tests/test_gpu.py tests/test_cuda_build.py "${extra[@]}"
+tests() { # the CUDA rows; what nvcc made of them
+    "$PYTHON" -m pytest -q -rs tests/test_gpu.py tests/test_cuda_build.py -k "not triton and not operator and not emulator"
+}
+
+triton() { # compiled as they are called, which takes most of the time
+    "$PYTHON" -m pytest -q -rs tests/test_gpu.py -k "triton and not operator" && "$PYTHON" -m pytest -q tests/test_triton*.py
+}
+
+compiled() { # opcheck, torch.compile
+    "$PYTHON" -m pytest -q -rs tests/test_gpu.py -k "operator and not emulator"
 }
 
 # Of small shapes, each allocation on its own, so that memcheck sees where it ends.
@@ -50,13 +57,15 @@ for name in "${steps[@]}"; do
     case $name in
         build) step build build ;;
         test) step test tests ;;
+        triton) step triton triton ;;
+        compile) step compile compiled ;;
         sanitize)
             step memcheck sanitizer memcheck
             step racecheck sanitizer racecheck
             ;;
         bench) step bench "$PYTHON" bench/gpu.py --out "$OUT" ${BENCH:-} ;;
         *)
-            echo "no step $name; there are: build test sanitize bench"
+            echo "no step $name; there are: build test bench compile triton sanitize"
             exit 2
             ;;
     esac

@@ -141,8 +141,8 @@ def upload(array, where):
         return tensor.clone()
     if torch.cuda.is_current_stream_capturing():
         raise ArgumentError(
-            "a weight or Requant is not on the device yet, and cannot be uploaded while a CUDA graph is captured: "
-            "make one call before the capture."
+            "a weight, Requant or InputQuant is not on the device yet, and cannot be uploaded while a CUDA graph "
+            "is captured: make one call before the capture."
         )
     return tensor.to(where)
 
@@ -286,14 +286,23 @@ def requantize(r):
     return r.shaped(out)
 
 
+def channel_scales(q, k, where):
+    """The scales of granularity "channel", (K,), and 1 / them, on a device; made once."""
+
+    def make():
+        scale = q.channel_scale("quantize_activations", None, k)
+        return upload(np.ascontiguousarray(scale), where), upload(np.float32(1) / scale, where)
+
+    return kept_on(q, "_cuda_channel", where, make, k)
+
+
 def quantize_activations(r):
     torch = sys.modules["torch"]
     q, x = r.options["input_quant"], r.x2
     codes = r.empty("int8" if q.signed else "uint8")
     scales = torch.empty(r.m, dtype=torch.float32, device=x.device)
     mode, *quant = quantization(q)
-    channel = None if mode != 3 else q.channel_scale("quantize_activations", None, r.n)
-    inv_k = None if mode != 3 else upload(np.float32(1) / channel, x.device)
+    channel, inv_k = (None, None) if mode != 3 else channel_scales(q, r.n, x.device)
     memory = scratch(256, x)
     native.quantize(
         *(index_of(x), stream_of(x), address(x), FLOATS[dtype_name(x)], r.m, r.n, r.pitch, mode, *quant),
@@ -303,7 +312,7 @@ def quantize_activations(r):
         return r.shaped(codes), scales.reshape(*r.batch, 1)
     if mode == 3:  # NaN where a row is not finite
         bad = scales.sum() * 0 if r.m else 0
-        return r.shaped(codes), upload(channel.reshape(1, -1), x.device) + bad
+        return r.shaped(codes), channel.reshape(1, -1) + bad
     ones = (1,) * max(len(r.batch) + 1, 1)
     if r.m == 0:
         return r.shaped(codes), torch.full(ones, quant[-1], dtype=torch.float32, device=x.device)
