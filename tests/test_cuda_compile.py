@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import qkernels as qk
-from qkernels import _torch_device, _torch_ops, cuda, cuda_linear, nn, registry
+from qkernels import _torch_device, _torch_ops, cuda, nn, registry
 from qkernels import triton_backend as triton
 from qkernels.ops import linear_request
 
@@ -37,7 +37,7 @@ def codebook(rng, n, k):
 CASES = {
     "int8": ("int8", lambda r: qk.IntWeight.quantize(matrix(r)), {"input_quant": Q}),
     "int8 zero points": (
-        *("int8", lambda r: qk.IntWeight.quantize(matrix(r), 4, symmetric=False)),
+        *("int8", lambda r: qk.IntWeight.quantize(matrix(r), 5, symmetric=False)),
         {"input_quant": qk.InputQuant(granularity="tensor", scale=0.05, zero_point=-7)},
     ),
     "int8 channel": (
@@ -55,6 +55,10 @@ CASES = {
     "int4 unsigned": (
         *("int4", lambda r: qk.IntWeight.quantize(matrix(r), 3, 64)),
         {"input_quant": qk.InputQuant(bits=5, granularity="tensor", signed=False)},
+    ),
+    "int4 zero points": (
+        *("int4", lambda r: qk.IntWeight.quantize(matrix(r), 4, 17, symmetric=False)),
+        {"input_quant": qk.InputQuant(granularity="tensor", scale=0.05, zero_point=-7)},
     ),
     "int4 table": (
         *("int4", lambda r: codebook(r, 24, 96)),
@@ -349,22 +353,10 @@ def test_any_input_quant_is_followed(traced, rng):
             assert not isinstance(zero_point, int) or zero_point == (q.zero_point or 0)
 
 
-@pytest.fixture
-def by_tokens():
-    """A row for few tokens alone, before the others: int4 for a weight that int8 takes."""
-    rows = registry._rows_of["linear"]
-    few = lambda r: "x has many tokens" if r.m > cuda.FEW else cuda.refuses_quant(r)  # noqa: E731
-    rows.insert(
-        0, registry.Kernel("linear", "IntWeight", "cuda", None, "gemm", few, cuda_linear.INT4, tag="few")
-    )
-    yield
-    del rows[0]
-
-
-def test_few_tokens_may_have_a_kernel_of_their_own(traced, by_tokens, rng):
+def test_few_tokens_may_have_a_kernel_of_their_own(traced, rng):
     """Compiled code is made once for either side, and for a weight that has one kernel for both, once."""
     mode, graphs, backend = traced
-    w, other = qk.IntWeight.quantize(matrix(rng), 4, 96), qk.BinaryWeight.quantize(matrix(rng))
+    w, other = qk.IntWeight.quantize(matrix(rng), 4), qk.BinaryWeight.quantize(matrix(rng))
     with mode:
         f = torch.compile(
             lambda x: qk.linear(x, w, input_quant=Q), backend=backend, fullgraph=True, dynamic=True
@@ -398,8 +390,8 @@ def test_the_kernel_under_compile_is_that_of_eager_calls(traced, monkeypatch, rn
     monkeypatch.setattr(triton, "refuses", lambda request: None)
     mode, chosen = traced[0], {}
     monkeypatch.setattr(_torch_device, "prepacked", lambda kernel, request: (str(kernel), ""))
-    grouped = qk.IntWeight.quantize(matrix(rng), 4, 16)
-    weights = {"8": CASES["int8"][1](rng), "4": CASES["int4"][1](rng), "16": grouped}
+    grouped = qk.IntWeight.quantize(matrix(rng), 8, 16)
+    weights = {"8": CASES["int8"][1](rng), "4": CASES["int4"][1](rng), "8 groups": grouped}
     weights |= {"book": CASES["float wide table"][1](rng), "signs": CASES["signs"][1](rng)}
     quants = None, Q, SIGNS, qk.InputQuant(bits=4, power=0.5), qk.InputQuant(power=0.5)
     with mode:
@@ -419,7 +411,7 @@ def test_the_kernel_under_compile_is_that_of_eager_calls(traced, monkeypatch, rn
                     assert _torch_device.block_on_device(x, w, q, None, None, backend)[0] == kernel
                     chosen[name, q, backend] = kernel
     assert chosen["8", None, None] == "linear/IntWeight/triton-float"
-    assert chosen["16", Q, None] == "linear/IntWeight/triton"
+    assert chosen["8 groups", Q, None] == "linear/IntWeight/triton"
     assert chosen["4", quants[3], None] == "linear/IntWeight/triton"
     assert ("4", quants[4], None) not in chosen and chosen["signs", SIGNS, None].endswith("cuda-sm80-signs")
 

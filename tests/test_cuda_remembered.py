@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import assert_same
-from test_cuda_compile import CASES, Q, by_tokens, each_case, emulated, matrix, traced  # noqa: F401 (fixtures)
+from test_cuda_compile import CASES, Q, each_case, emulated, matrix, traced  # noqa: F401 (fixtures)
 
 import qkernels as qk
 from qkernels import cuda, cuda_linear, registry
@@ -83,8 +83,8 @@ def test_public_calls_remember_on_a_device(traced, monkeypatch, rng):  # noqa: F
         assert qk.linear(x, w, **options) == "kept"
 
 
-def test_a_remembered_call_is_that_of_its_number_of_tokens(emulated, by_tokens, rng):  # noqa: F811
-    w = qk.IntWeight.quantize(matrix(rng), 4, 96)
+def test_a_remembered_call_is_that_of_its_number_of_tokens(emulated, rng):  # noqa: F811
+    w = qk.IntWeight.quantize(matrix(rng), 4)
     for m, name in ((3, "INT4"), (40, "INT8"), (16, "INT4"), (17, "INT8")):
         x = torch.from_numpy(matrix(rng, m))
         key = x.dtype, None, Q, None, None, None

@@ -2,6 +2,7 @@
 the emulator everywhere. On a GPU with fresh numbers in each run (QKERNELS_TEST_SEED repeats one).
 """
 
+import itertools
 import os
 import pickle
 import time
@@ -301,19 +302,19 @@ def test_what_is_not_finite_becomes_nan(bad, rng):
 
 
 def case_of(kernel, device, rng):
-    """A weight, activations (7, 320), a bias and the options of a call that a row of ``linear`` takes."""
-    x = torch.from_numpy(rng.standard_normal((7, 320)).astype(np.float32)).to(device)
+    """A weight, activations (7 or 40, 320), a bias and the options of a call that a row of ``linear`` takes."""
+    x = torch.from_numpy(rng.standard_normal((40, 320)).astype(np.float32)).to(device)
     bias = torch.from_numpy(rng.standard_normal(256).astype(np.float32)).to(device)
     signs = kernel.format in ("BinaryWeight", "TernaryWeight")
     quants = [q for q in QUANTS if q is None or q.bits > 1 or signs]
     for i in (0, 1, 3, 5, 7, 9):  # without groups, and with several
         for make in makers(kernel, rng).values():
             w = make(256, 320, i)
-            for quant in quants:
+            for quant, rows in itertools.product(quants, (7, 40)):
                 options = {"input_quant": quant, "activation": "relu", "backend": kernel.backend}
-                asked = lambda w=w, o=options: qk.explain("linear", x, w, bias, **o)  # noqa: E731
+                asked = lambda w=w, x=x[:rows], o=options: qk.explain("linear", x, w, bias, **o)  # noqa: E731
                 if not refused(kernel, asked) and asked().chosen is kernel:
-                    return x, w, bias, options
+                    return x[:rows], w, bias, options
     raise AssertionError("the row refused everything")
 
 
