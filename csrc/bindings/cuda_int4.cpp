@@ -58,7 +58,7 @@ void bind_cuda_int4(py::module_& m) {
             Weight w{{}, device, std::move(owner)};
             w.view.layout = qk::cuda::int4_layout(n, k, group, half_scales, has_zero_point, has_input_scale);
             require(data % 16 == 0 && bytes == w.view.layout.total_bytes,
-                    "Int4Weight: not a prepacked weight of this shape: make it with qkernels.cuda_int4.packed");
+                    "Int4Weight: not a prepacked weight of this shape");
             w.view.base = pointer<char>(data);
             w.view.has_zero_point = has_zero_point;
             w.view.has_input_scale = has_input_scale;
