@@ -2,16 +2,20 @@
 build/, so that a second run builds only what changed.
 """
 
+import ctypes
 import functools
 import importlib.util
+import mmap
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pybind11
 import pytest
+import torch
 
 from qkernels import cuda
 
@@ -75,6 +79,18 @@ def emulated():
     return module
 
 
+def guarded(array, where):
+    """``cuda.upload`` for the emulator: what follows the array's memory cannot be touched."""
+    source, size, page = torch.from_numpy(np.array(array)), array.nbytes, mmap.PAGESIZE
+    room = max(-(-size // page), 1) * page
+    memory = mmap.mmap(-1, room + page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    assert protect(ctypes.c_void_p(start + room), ctypes.c_size_t(page), 0) == 0  # PROT_NONE
+    tensor = torch.frombuffer(memory, dtype=torch.uint8, count=room)[room - size :]
+    return tensor.view(source.dtype).reshape(source.shape).copy_(source)
+
+
 def emulate(monkeypatch, schedule=0):
     """The emulated module, in the place of qkernels._cuda: blocks and threads run in the order of ``schedule``."""
     module = emulated()
@@ -82,4 +98,5 @@ def emulate(monkeypatch, schedule=0):
     monkeypatch.setattr(cuda, "_known", {})
     module.set_schedule(schedule)
     module.force_float("any")
+    monkeypatch.setattr(cuda, "upload", guarded)
     return module

@@ -96,7 +96,8 @@ __device__ __forceinline__ float2 scales_of(uint2 stored, int bytes) {
 
 // The codes and scales of a warp, 64 k at a time, every kWarps-th: loaded kAhead blocks before they are multiplied.
 // Addresses and groups advance: multiplications and divisions would cost as much as a quarter of the products.
-// UNITS: of scales in 64 k; 0: known at run time. One or two are loaded ahead as well, four would leave registers.
+// UNITS: of scales in 64 k, 1 also for a scale a channel; 0: known at run time. One or two are loaded ahead as well,
+// four would leave registers.
 template <int UNITS>
 struct Codes {
     static constexpr int kScales = UNITS == 2 ? 2 : 1;
@@ -111,7 +112,7 @@ struct Codes {
     uint32_t group, in_group, group_step, in_group_step;  // units == 1: groups are one or more blocks
 
     __device__ __forceinline__ Codes(const GemmFloat& g, const int64_t (&tile)[kRows], int first, int end_, int lane)
-        : l(g.layout), units(UNITS == 0 ? l.units : UNITS), next(first), end(end_) {
+        : l(g.layout), units(UNITS <= 1 ? l.units : UNITS), next(first), end(end_) {
         const auto size = static_cast<uint32_t>(l.group_units), at = static_cast<uint32_t>(first);
         group = at / size;
         in_group = at % size;
@@ -233,6 +234,7 @@ __global__ void __launch_bounds__(32 * kWarps,
     }
 
     float acc[kRows][2][kColumns] = {}, total[kRows][2][kColumns] = {};
+    constexpr bool kScalesWhenNeeded = UNITS == 0 || UNITS == 4;
     using Block = typename Codes<UNITS>::Block;
     Codes<UNITS> stream(g, tile, begin + warp, end, lane);
     Block ahead[kAhead];
@@ -273,7 +275,7 @@ __global__ void __launch_bounds__(32 * kWarps,
     auto multiply = [&](const Block& b, int block) {
         Activations<Float> xs[Products::kRows];
         uint2 scale[4][kRows];
-        if (UNITS != 2 && stream.units >= 2) {
+        if (kScalesWhenNeeded && stream.units >= 2) {
 #pragma unroll
             for (int u = 0; u < 4; ++u)
                 if (u < stream.units) stream.scales_at(stream.group_at(block, u), scale[u]);
@@ -291,13 +293,13 @@ __global__ void __launch_bounds__(32 * kWarps,
             }
             if constexpr (UNITS == 2) {
                 if (s % 2 == 1) add_unit(b.scale[s / 2]);
-            } else if (stream.units == 4) {
+            } else if (kScalesWhenNeeded && stream.units == 4) {
                 add_unit(scale[s]);
-            } else if (stream.units == 2 && s % 2 == 1) {
+            } else if (kScalesWhenNeeded && stream.units == 2 && s % 2 == 1) {
                 add_unit(scale[s / 2]);
             }
         }
-        if (stream.units == 1 && l.units != 0) add_unit(b.scale[0]);
+        if (stream.units == 1) add_unit(b.scale[0]);
 #pragma unroll
         for (int i = 0; i < Products::kRows; ++i) x[i] += kWarps * kFloatK * sizeof(Float);
     };
