@@ -69,5 +69,5 @@ $(VENV)/.test: requirements/test.txt requirements/test-files.txt $(VENV)/.torch
 # Editable: Python files are used where they are; the extension is rebuilt when a source of it changed.
 $(VENV)/.installed: $(SOURCES) $(VENV)/.build $(VENV)/.demo
 	@echo "building qkernels ..."
-	$(PIP) --no-build-isolation --no-deps --editable .
+	QKERNELS_BUILD_DIR=$(CURDIR)/build/editable $(PIP) --no-build-isolation --no-deps --editable .
 	touch $@

@@ -1,7 +1,8 @@
 """Build of the native extension: CMake with ninja, driven by setuptools.
 
 Environment: CMAKE_ARGS, more arguments for CMake; QKERNELS_SANITIZE, address, undefined or thread; QKERNELS_CUDA,
-auto (the default), on or off: whether the CUDA kernels are built (cmake/cuda.cmake).
+auto (the default), on or off: whether the CUDA kernels are built (cmake/cuda.cmake); QKERNELS_WERROR, warnings are
+errors; QKERNELS_BUILD_DIR, where objects are kept, so that the next build makes only what changed.
 """
 
 import os
@@ -24,7 +25,7 @@ class CMakeBuild(build_ext):
         if ext.name.endswith("_cuda"):  # built with _native, if at all
             return
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build = Path(self.build_temp).resolve()
+        build = Path(os.environ.get("QKERNELS_BUILD_DIR") or self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
         configure = [
             _tool("cmake"),

@@ -54,8 +54,13 @@ def configuration(kind, folder):
 
 
 def build(kind):
-    """Configure and build _cuda with QKERNELS_CUDA=kind; the build folder."""
-    folder = ROOT / "build" / f"cuda-{kind}"
+    """Configure and build _cuda with QKERNELS_CUDA=kind; the build folder.
+
+    With "on" that of ``make``, where there is one: its objects are the same, and nvcc takes minutes.
+    """
+    folder, installed = ROOT / "build" / f"cuda-{kind}", ROOT / "build" / "editable"
+    if kind == "on" and (installed / "CMakeCache.txt").exists():
+        folder = installed
     steps = configuration(kind, folder), [tool("cmake"), "--build", folder, "--target", "_cuda", "-j", "2"]
     for command in steps:
         done = subprocess.run(command, capture_output=True, text=True)
