@@ -124,6 +124,8 @@ def test_a_weight_is_prepacked_once(emulated, w, monkeypatch):
 
 
 def test_the_fake_of_the_operator_keeps_the_device():
+    import qkernels._torch_ops  # noqa: F401 -- operators are made at the first need
+
     with FakeTensorMode():
         x = torch.empty(2, 3, 40, device="cuda:0")
         block = torch.empty(4096, dtype=torch.uint8, device="cuda:0")
