@@ -2,6 +2,10 @@
 """What Python adds to a small layer: ``qk.linear`` beside the bare kernel that it runs, called in turns.
 
     python bench/overhead.py [--shape 384x384] [--m 1] [--seconds 2]
+    python bench/overhead.py --emulator
+
+--emulator: Python's part of a call on a CUDA device, by core, up to the launch: the emulated module of the tests, which
+is given no rows, in place of the device's. What torch's allocator and stream cost on a device comes on top.
 
 The bare kernel is the call of ``bench/bench_linear.py``: addresses in, nothing checked, the result allocated
 before. The overhead is the difference of the medians.
@@ -9,6 +13,8 @@ before. The overhead is the difference of the medians.
 
 import argparse
 import json
+import sys
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -55,6 +61,36 @@ def measure(m=1, k=384, n=384, threads=1, seconds=1.0):
     return {name: (t.us, t.us - bare) for name, t in timings.items()}
 
 
+def on_the_emulator(k=384, n=384, seconds=3.0):
+    """{core and way of calling: us} of ``linear`` with no rows on the cores of the CUDA backend."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+    import cuda_builds
+
+    from qkernels import cuda, cuda_linear
+    from qkernels.ops import linear_request
+
+    cuda.native = cuda_builds.emulated()
+    x, bias, dense = torch.empty(0, k), torch.randn(n), torch.randn(n, k)
+    quant, signs = {"input_quant": qk.InputQuant()}, {"input_quant": qk.InputQuant(bits=1)}
+    w4 = qk.IntWeight.quantize(dense, bits=4, group_size=128)
+    cores = {
+        "int8": (qk.IntWeight.quantize(dense), quant),
+        "int4": (w4, quant),
+        "float": (w4, {}),
+        "signs": (qk.BinaryWeight.pack(torch.where(dense >= 0, 1, -1).to(torch.int8)), signs),
+    }
+    calls = {}
+    for name, (w, options) in cores.items():
+        request = linear_request(x, w, backend="cuda", **options)
+        cuda_linear.keep_plan(registry.pick(request).run, request, "kept")
+        calls[f"{name}, remembered"] = lambda w=w: cuda_linear.same_as_before(x, w, None, "kept")
+        calls[f"{name}, remembered, bias"] = lambda w=w: cuda_linear.same_as_before(x, w, bias, "kept")
+        calls[f"{name}, checked"] = lambda w=w, o=options: qk.linear(x, w, backend="cuda", **o)
+    assert all(call() is not None for call in calls.values())
+    with torch.inference_mode():
+        return {name: t.us for name, t in in_turns(calls, seconds / len(calls)).items()}
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -64,8 +100,13 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--emulator", action="store_true", help="calls on a CUDA device up to the launch")
     args = parser.parse_args()
     k, n = map(int, args.shape.split("x"))
+    if args.emulator:
+        for name, us in on_the_emulator(k, n, args.seconds).items():
+            print(f"{name:28} {us:7.2f} us")
+        return
     found = measure(args.m, k, n, args.threads, args.seconds)
     if args.json:
         print(json.dumps(found))

@@ -16,6 +16,19 @@ def is_torch(x):
     return torch is not None and isinstance(x, getattr(torch, "Tensor", ()))
 
 
+def is_half(a):
+    """Whether float16 holds every number of an array exactly; False for None."""
+    if a is None:
+        return False
+    with np.errstate(over="ignore"):
+        return bool((a.astype(np.float16).astype(np.float32) == a).all())
+
+
+def reciprocal(scale):
+    """float32 1 / scales, rounded as the reference does; None for None."""
+    return None if scale is None else np.float32(1) / np.asarray(scale, np.float32)
+
+
 def as_numpy(x, where, name):
     """``x`` as a NumPy array, without a copy where the dtype exists in NumPy (bfloat16 becomes float32).
 

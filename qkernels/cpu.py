@@ -5,7 +5,7 @@ import sys
 import numpy as np
 
 from . import _native
-from ._arrays import as_numpy, is_torch
+from ._arrays import as_numpy, is_torch, reciprocal
 from .errors import ArgumentError, UnsupportedError
 from .formats.base import check_integer
 from .formats.operand import TableOperand, integer_operand, why_no_integers
@@ -201,7 +201,7 @@ def quantize_activations(r):
     codes = r.empty("int8" if q.signed else "uint8")
     mode = input_mode(q)
     scales = np.empty(max(r.m, 1) if mode == 0 else 1, np.float32)
-    inv_k = None if mode != 3 else np.float32(1) / q.channel_scale("quantize_activations", None, r.n)
+    inv_k = None if mode != 3 else reciprocal(q.channel_scale("quantize_activations", None, r.n))
     row = _native.quantize_activations(
         ISAS[r.isa][0],
         address(r.x2),

@@ -3,6 +3,7 @@
 import numpy as np
 
 from . import _native
+from ._arrays import is_half
 from .cpu import ACTIVATIONS, FLOATS, address, dtype_name, float_vector
 from .memory import aligned
 from .registry import ISAS, RANK, num_threads
@@ -31,8 +32,8 @@ def packed_tensor(w):
             q.bits,
             q.group_size if q.is_grouped else k,
             tables_of,
-            _is_half(scale),
-            _is_half(offset),
+            is_half(scale),
+            is_half(offset),
             ramp,
         ),
         *map(address, (index, table, scale, offset)),
@@ -41,14 +42,6 @@ def packed_tensor(w):
     block = aligned(_native.packed_float_bytes(source))
     _native.prepack_float(source, address(block), block.nbytes)
     return block
-
-
-def _is_half(a):
-    """Whether float16 holds every number of an array exactly."""
-    if a is None:
-        return False
-    with np.errstate(over="ignore"):
-        return bool((a.astype(np.float16).astype(np.float32) == a).all())
 
 
 def packed(w):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ._arrays import is_torch
+from ._arrays import is_torch, reciprocal
 from .cpu import FLOATS, ROUNDINGS, address, dtype_name, quant_numbers
 from .errors import ArgumentError, UnsupportedError
 from .formats.operand import integer_operand, why_no_integers
@@ -81,7 +81,7 @@ def stream_of(x):
     torch = sys.modules["torch"]
     raw = getattr(
         torch._C, "_cuda_getCurrentRawStream", None
-    )  # what code of torch.compile calls, a tenth of the time
+    )  # what compiled code calls: a number, no object
     return raw(x.get_device()) if raw else torch.cuda.current_stream(x.device).cuda_stream
 
 
@@ -129,7 +129,7 @@ def int8_block(w):
     if zero is not None:
         parts["zero"] = zero.astype(np.int32)
     if flags[1]:
-        parts["inv_input"] = np.float32(1) / np.asarray(w.input_scale, np.float32)
+        parts["inv_input"] = reciprocal(w.input_scale)
     return block_of(layout, parts), flags
 
 
@@ -291,7 +291,7 @@ def channel_scales(q, k, where):
 
     def make():
         scale = q.channel_scale("quantize_activations", None, k)
-        return upload(np.ascontiguousarray(scale), where), upload(np.float32(1) / scale, where)
+        return upload(np.ascontiguousarray(scale), where), upload(reciprocal(scale), where)
 
     return kept_on(q, "_cuda_channel", where, make, k)
 

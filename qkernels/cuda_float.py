@@ -10,6 +10,7 @@ import functools
 import numpy as np
 
 from . import cuda
+from ._arrays import is_half, reciprocal
 from .cpu import FLOATS
 
 MAX_BITS = 4
@@ -98,8 +99,7 @@ def float_block(w):
     decoder, stored, table = decoder_of(q.table[0])
     shape = (n, q.groups)
     scale = np.broadcast_to(q.scale, shape).astype(np.float32)
-    with np.errstate(over="ignore"):
-        half = bool((scale.astype(np.float16).astype(np.float32) == scale).all())
+    half = is_half(scale)
     group = q.group_size if q.is_grouped else 0
     flags = group, half, q.offset is not None, q.input_scale is not None
     layout = cuda.native.float_layout(n, k, *flags)
@@ -119,7 +119,7 @@ def float_block(w):
     if q.offset is not None:
         parts["offset"] = per_tile(np.broadcast_to(q.offset, shape).astype(np.float32))
     if q.input_scale is not None:
-        parts["inv_input"] = np.float32(1) / np.asarray(q.input_scale, np.float32)
+        parts["inv_input"] = reciprocal(q.input_scale)
     return cuda.block_of(layout, parts), (*flags, decoder, tuple(table.tolist()))
 
 

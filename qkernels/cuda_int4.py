@@ -3,6 +3,7 @@
 import numpy as np
 
 from . import cuda
+from ._arrays import is_half, reciprocal
 from .cuda_float import INTEGERS, MAX_BITS, TABLE
 from .formats.operand import integer_operand, why_no_integers
 
@@ -65,8 +66,7 @@ def int4_block(w):
     group = w.group_size if w.is_grouped else 0
     shape = (n, -(-k // group) if group else 1)
     scale = np.broadcast_to(w.scale, shape).astype(np.float32)
-    with np.errstate(over="ignore"):
-        half = bool((scale.astype(np.float16).astype(np.float32) == scale).all())
+    half = is_half(scale)
     zero = None if w.zero_point is None else np.broadcast_to(w.zero_point, shape).astype(np.int64)
     flags = group, half, zero is not None, w.input_scale is not None
     layout = cuda.native.int4_layout(n, k, *flags)
@@ -92,7 +92,7 @@ def int4_block(w):
     if zero is not None:
         parts["zero"] = per_tile(zero.astype(np.int8))
     if w.input_scale is not None:
-        parts["inv_input"] = np.float32(1) / np.asarray(w.input_scale, np.float32)
+        parts["inv_input"] = reciprocal(w.input_scale)
     return cuda.block_of(layout, parts), (*flags, decoder, tuple(table.tolist()))
 
 

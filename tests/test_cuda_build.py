@@ -229,6 +229,7 @@ def test_few_tokens_are_bound_by_bytes(build, decoder, most):
     assert len(kernels) == 6 and len(long) == 2
     for name, code in long.items():
         loop = loop_of(code, "HMMA", 8)
+        print(f"{len(loop) / 3:.0f} instructions a KB of codes: {name}")
         assert sum("HMMA" in t for t in loop) == 3 * 8 and len(loop) <= 3 * most, (name, len(loop))
         first = next(i for i, t in enumerate(loop) if "LDG.E.CONSTANT" in t)
         loaded = re.search(r"LDG.E.CONSTANT (R\d+)", loop[first]).group(1)

@@ -7,13 +7,10 @@ import re
 
 import numpy as np
 import pytest
-import torch
-from helpers import assert_same, random_codes
-from test_cuda_emulated import poisoned_free_list, weight
+from helpers import assert_same
+from test_cuda_emulated import check_matmul_int
 from test_cuda_emulator import address, aligned
 from test_cuda_wgmma import SCHEDULES, SHAPES, library, native  # noqa: F401 (fixtures)
-
-import qkernels as qk
 
 # ---- the emulator's instructions ------------------------------------------------------------------------------
 
@@ -93,12 +90,5 @@ def test_plans(native):  # noqa: F811
 @pytest.mark.parametrize("x_dtype", ["int8", "uint8"])
 def test_matmul_int(native, clusters, shape, x_dtype, rng):  # noqa: F811
     """Every shape with blocks alone and in pairs, those of one tile of channels and of an odd number too."""
-    m, k, n = shape
     native.force_gemm(clusters)
-    w = weight(rng, n, k, zero_point=m % 2 == 1)
-    x = random_codes(rng, (m, k), x_dtype)
-    x_zp = 0 if m % 3 == 0 else 11
-    poisoned_free_list()
-    y = qk.matmul_int(torch.from_numpy(x), w, x_zp, backend="cuda")
-    zp = 0 if w.zero_point is None else w.zero_point.astype(np.int64)
-    assert_same(y.numpy(), ((x.astype(np.int64) - x_zp) @ (w.codes() - zp).T).astype(np.int32))
+    check_matmul_int(rng, shape, x_dtype)

@@ -110,9 +110,7 @@ def test_plans_and_the_shapes_of_these_tests(native):
     assert native.plan_gemm(0, 0, 0, 132, False)[3:] == (1, 0, 1)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("x_dtype", ["int8", "uint8"])
-def test_matmul_int(native, shape, x_dtype, rng):
+def check_matmul_int(rng, shape, x_dtype):
     m, k, n = shape
     w = weight(rng, n, k, zero_point=m % 2 == 1)
     x = random_codes(rng, (m, k), x_dtype)
@@ -121,6 +119,12 @@ def test_matmul_int(native, shape, x_dtype, rng):
     y = qk.matmul_int(torch.from_numpy(x), w, x_zp, backend="cuda")
     zp = 0 if w.zero_point is None else w.zero_point.astype(np.int64)
     assert_same(y.numpy(), ((x.astype(np.int64) - x_zp) @ (w.codes() - zp).T).astype(np.int32))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("x_dtype", ["int8", "uint8"])
+def test_matmul_int(native, shape, x_dtype, rng):
+    check_matmul_int(rng, shape, x_dtype)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

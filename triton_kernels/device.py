@@ -9,7 +9,7 @@ import torch
 from qkernels.cuda import upload
 from qkernels.memory import kept_on
 
-from .layout import FloatLayout, IntLayout, Units, float_layout, input_inverse, int_layout
+from .layout import FloatLayout, IntLayout, Units, float_layout, int_layout
 
 _ARRAYS = {f.name: None for kind in (IntLayout, FloatLayout) for f in fields(kind)}  # in an order that stays
 for _name in ("units", "shape", "square"):
@@ -122,13 +122,3 @@ def requant_arrays(requant, device):
         return RequantArrays(*tensors, requant.zero_point, requant.rounding)
 
     return kept_on(requant, "_triton", device, make)
-
-
-def channel_scales(quant, device):
-    """The scales (K,) of an InputQuant of granularity "channel", and 1 / them, on a device."""
-
-    def make():
-        scale = quant.scale
-        return tuple(upload(np.ascontiguousarray(a), device) for a in (scale, input_inverse(scale)))
-
-    return kept_on(quant, "_triton", device, make)

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qkernels._arrays import is_half, reciprocal
 from qkernels.formats.operand import TableOperand, integer_operand
 
 
@@ -144,11 +145,6 @@ class IntLayout:
     input_inverse: object = None
 
 
-def input_inverse(scale):
-    """float32 1 / input scales, rounded as the reference does; None for None."""
-    return None if scale is None else np.float32(1) / scale.astype(np.float32)
-
-
 def squares(bits):
     """sign(q) * q * q in the order of the nibbles q + 2**(bits - 1)."""
     q = np.arange(2**bits) - 2 ** (bits - 1)
@@ -195,7 +191,7 @@ def int_layout(w):
         table,
         bool(square),
         None if w_zero is None else np.ascontiguousarray(w_zero[:, 0]),
-        input_inverse(q.input_scale),
+        reciprocal(q.input_scale),
     )
 
 
@@ -261,9 +257,7 @@ def float_layout(w):
             more = np.zeros((n, u.groups - q.groups, width), np.float32)
             table = np.concatenate([table.reshape(n, q.groups, width), more], 1).reshape(-1, width)
     scale = per_group(q.scale.astype(np.float32), n, u)
-    with np.errstate(over="ignore"):
-        half_scale = scale.astype(np.float16)
-    scale = half_scale if np.array_equal(half_scale.astype(np.float32), scale) else scale
+    scale = scale.astype(np.float16) if is_half(scale) else scale
     return FloatLayout(
         u,
         (n, k),
@@ -273,5 +267,5 @@ def float_layout(w):
         None if zero is None else per_group(zero, n, u),
         table,
         bool(square),
-        input_inverse(q.input_scale),
+        reciprocal(q.input_scale),
     )

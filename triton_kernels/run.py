@@ -5,15 +5,16 @@ Every function takes ``config`` and ``splits`` to override what the tables say, 
 
 import functools
 
-import numpy as np
 import torch
 
+from qkernels.cuda import channel_scales
+from qkernels.cuda_float import half_holds
 from qkernels.triton_backend import is_interpreted
 
 from . import fuse, quantize, tuned
 from . import linear_float as core_float
 from . import linear_int as core_int
-from .device import channel_scales, float_arrays, int_arrays, requant_arrays
+from .device import float_arrays, int_arrays, requant_arrays
 
 
 @functools.cache
@@ -92,7 +93,8 @@ def requantize(acc, requant, limits, out):
 
 def quantize_activations(x, quant):
     """``qkernels.reference.quantize_activations``: codes (M, K); scale (M,), (1,), or (K,) of granularity "channel"."""
-    channel, inverse = channel_scales(quant, x.device) if quant.granularity == "channel" else (None, None)
+    given = quant.granularity == "channel"
+    channel, inverse = channel_scales(quant, x.shape[1], x.device) if given else (None, None)
     codes, scale, _ = quantize.quantize_rows(x, quant, None, inverse, squared=False)
     if not quant.signed:
         codes = codes.view(torch.uint8) ^ 128
@@ -107,9 +109,7 @@ def float16_holds(w):
     """Whether float16 operands serve a weight: entries of its table lose no more than their last bits."""
     if "_triton_float16" not in w.__dict__:
         q = w.numpy().lookup()
-        t = np.abs(q.table)
-        fits = not t.size or (t.max() <= 65504 and ((t == 0) | (t >= 2.0**-14)).all())
-        w.__dict__["_triton_float16"] = bool(fits) and q.input_scale is None
+        w.__dict__["_triton_float16"] = bool(half_holds(q.table)) and q.input_scale is None
     return w.__dict__["_triton_float16"]
 
 

@@ -32,16 +32,14 @@ PackSigns signs_of(Address x, int x_type, int64_t rows, int64_t ldx, int mode, f
 void bind_cuda_binary(py::module_& m) {
     m.def("binary_layout", [](int64_t n, int64_t k, bool ternary) {
         const auto l = qk::cuda::binary_layout(n, k, ternary);
-        py::dict out;
-        out["n_pad"] = l.n_pad;
-        out["plane_bytes"] = l.plane_bytes;
-        out["row_bytes"] = l.row_bytes;
-        out["codes"] = l.codes;
-        out["scale"] = l.scale;
-        out["offset"] = l.offset;
-        out["two"] = l.two;
-        out["total_bytes"] = l.total_bytes;
-        return out;
+        return named({{"n_pad", l.n_pad},
+                      {"plane_bytes", l.plane_bytes},
+                      {"row_bytes", l.row_bytes},
+                      {"codes", l.codes},
+                      {"scale", l.scale},
+                      {"offset", l.offset},
+                      {"two", l.two},
+                      {"total_bytes", l.total_bytes}});
     });
     m.def("binary_byte", &qk::cuda::binary_byte, "Byte of bit k of channel n of a plane: binary.h.");
 
@@ -64,11 +62,9 @@ void bind_cuda_binary(py::module_& m) {
     py::class_<Weight>(m, "BinaryWeight", "Prepacked planes of bits on a device: binary.h.")
         .def(
             py::init([](int device, Address data, int64_t bytes, py::object owner, int64_t n, int64_t k, bool ternary) {
-                require(n >= 0 && k >= 0 && n < (int64_t{1} << 31) && k < (int64_t{1} << 30),
-                        "BinaryWeight: a size is out of range");
+                require_shape("BinaryWeight", n, k, k < int64_t{1} << 30);
                 const auto layout = qk::cuda::binary_layout(n, k, ternary);
-                require(data % 16 == 0 && bytes == layout.total_bytes,
-                        "BinaryWeight: not a prepacked weight of this shape");
+                require_block("BinaryWeight", data, bytes, layout.total_bytes);
                 return Weight{{layout, pointer<char>(data)}, device, std::move(owner)};
             }))
         .def("scratch_bytes",

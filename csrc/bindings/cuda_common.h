@@ -2,6 +2,11 @@
 // shapes, and what could reach outside of a buffer is checked again. `stream` is torch's stream.cuda_stream.
 #pragma once
 
+#include <initializer_list>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
 #include "../common/types.h"
 #include "../cuda/epilogue.h"
 #include "../cuda/quantize.h"
@@ -13,6 +18,35 @@ inline qk::cuda::Stream stream_of(Address a) { return pointer<CUstream_st>(a); }
 
 inline void require(bool ok, const char* what) {
     if (!ok) throw std::invalid_argument(what);
+}
+
+// Sizes and offsets of a layout by name, as qkernels.cuda.block_of takes them.
+inline py::dict named(std::initializer_list<std::pair<const char*, int64_t>> numbers) {
+    py::dict out;
+    for (const auto& [name, number] : numbers) out[name] = number;
+    return out;
+}
+
+// The shape of a weight, before its layout is computed, and the block that must have that layout.
+inline void require_shape(const char* kind, int64_t n, int64_t k, bool more = true) {
+    if (!more || n < 0 || k < 0 || n >= int64_t{1} << 31 || k >= int64_t{1} << 31)
+        throw std::invalid_argument(std::string(kind) + ": a size is out of range");
+}
+inline void require_block(const char* kind, Address data, int64_t bytes, int64_t expected) {
+    if (data % 16 != 0 || bytes != expected)
+        throw std::invalid_argument(std::string(kind) + ": not a prepacked weight of this shape");
+}
+
+// An enumeration's value by its name; names in the order of the values.
+template <class Choice>
+Choice choice_of(const char* where, const std::string& name, std::initializer_list<const char*> names) {
+    int value = 0;
+    std::string accepted;
+    for (const char* n : names) {
+        if (name == n) return static_cast<Choice>(value);
+        accepted += (value++ == 0 ? "" : ", ") + std::string(n);
+    }
+    throw std::invalid_argument(std::string(where) + ": accepted: " + accepted);
 }
 
 // How rows of activations become codes.

@@ -1,6 +1,4 @@
 // The float core on CUDA devices.
-#include <map>
-
 #include "../cuda/linear_float.h"
 #include "cuda_common.h"
 
@@ -19,17 +17,15 @@ struct Weight {
 void bind_cuda_float(py::module_& m) {
     m.def("float_layout", [](int64_t n, int64_t k, int64_t group, bool half_scales, bool has_offset, bool has_input) {
         const auto l = qk::cuda::float_layout(n, k, group, half_scales, has_offset, has_input);
-        py::dict out;
-        out["n_pad"] = l.n_pad;
-        out["k_pad"] = l.k_pad;
-        out["group"] = l.group;
-        out["groups"] = l.groups;
-        out["codes"] = l.codes;
-        out["scale"] = l.scale;
-        out["offset"] = l.offset;
-        out["inv_input"] = l.inv_input;
-        out["total_bytes"] = l.total_bytes;
-        return out;
+        return named({{"n_pad", l.n_pad},
+                      {"k_pad", l.k_pad},
+                      {"group", l.group},
+                      {"groups", l.groups},
+                      {"codes", l.codes},
+                      {"scale", l.scale},
+                      {"offset", l.offset},
+                      {"inv_input", l.inv_input},
+                      {"total_bytes", l.total_bytes}});
     });
     m.def("position_of", &qk::cuda::position_of, "gemm_float_layout.h");
     m.def("element_at", &qk::cuda::element_at, "gemm_float_layout.h");
@@ -41,11 +37,7 @@ void bind_cuda_float(py::module_& m) {
         return py::make_tuple(p.word, p.reg, p.element, qk::cuda::float_bits_of(d, p.reg, p.element, code));
     });
     m.def("force_float", [](const std::string& name) {  // for tests and measurements: gemm_float.h
-        using qk::cuda::FloatChoice;
-        const std::map<std::string, FloatChoice> choices = {
-            {"any", FloatChoice::any}, {"cuda_cores", FloatChoice::cuda_cores}, {"tiles", FloatChoice::tiles}};
-        require(choices.count(name) == 1, "force_float: accepted: any, cuda_cores, tiles");
-        qk::cuda::force_float(choices.at(name));
+        qk::cuda::force_float(choice_of<qk::cuda::FloatChoice>("force_float", name, {"any", "cuda_cores", "tiles"}));
     });
     // (tokens and channels of a tile, blocks that share a K, tiles)
     m.def("plan_float", [](int64_t rows, int64_t n, int64_t k, int64_t group, int compute, int multiprocessors) {
@@ -58,13 +50,11 @@ void bind_cuda_float(py::module_& m) {
         .def(py::init([](int device, Address data, int64_t bytes, py::object owner, int64_t n, int64_t k, int64_t group,
                          bool half_scales, bool has_offset, bool has_input_scale, int decoder,
                          const std::vector<float>& table) {
-            require(n >= 0 && k >= 0 && n < (int64_t{1} << 31) && k < (int64_t{1} << 31) && group >= 0,
-                    "FloatWeight: a size is out of range");
+            require_shape("FloatWeight", n, k, group >= 0);
             require((decoder == 0 || decoder == 1) && table.size() == 16, "FloatWeight: not a decoder");
             Weight w{{}, device, std::move(owner)};
             w.view.layout = qk::cuda::float_layout(n, k, group, half_scales, has_offset, has_input_scale);
-            require(data % 16 == 0 && bytes == w.view.layout.total_bytes,
-                    "FloatWeight: not a prepacked weight of this shape");
+            require_block("FloatWeight", data, bytes, w.view.layout.total_bytes);
             w.view.base = pointer<char>(data);
             w.view.has_offset = has_offset;
             w.view.has_input_scale = has_input_scale;

@@ -1,6 +1,4 @@
 // The int8 core on CUDA devices.
-#include <algorithm>
-
 #include "../cuda/linear.h"
 #include "cuda_common.h"
 
@@ -59,16 +57,14 @@ void bind_cuda_gemm(py::module_& m) {
 
     m.def("int8_layout", [](int64_t n, int64_t k, bool has_zero_point, bool has_input_scale) {
         const qk::cuda::Int8Layout l = qk::cuda::int8_layout(n, k, has_zero_point, has_input_scale);
-        py::dict out;
-        out["n_pad"] = l.n_pad;
-        out["k_pad"] = l.k_pad;
-        out["codes"] = l.codes;
-        out["scale"] = l.scale;
-        out["offset"] = l.offset;
-        out["zero"] = l.zero;
-        out["inv_input"] = l.inv_input;
-        out["total_bytes"] = l.total_bytes;
-        return out;
+        return named({{"n_pad", l.n_pad},
+                      {"k_pad", l.k_pad},
+                      {"codes", l.codes},
+                      {"scale", l.scale},
+                      {"offset", l.offset},
+                      {"zero", l.zero},
+                      {"inv_input", l.inv_input},
+                      {"total_bytes", l.total_bytes}});
     });
     m.def("int8_offset", &qk::cuda::int8_offset, "Byte of w[n, k] in the codes: gemm_layout.h.");
     // (kernel, channels and tokens of a tile, blocks that share a K, tiles, blocks of a cluster)
@@ -78,20 +74,16 @@ void bind_cuda_gemm(py::module_& m) {
                               p.cluster);
     });
     m.def("force_gemm", [](const std::string& name) {  // for tests: gemm.h
-        const std::string names[] = {"any", "mma", "wgmma", "wgmma_single",
-                                     "wgmma_pair"};  // in the order of GemmChoice
-        const auto* found = std::find(std::begin(names), std::end(names), name);
-        require(found != std::end(names), "force_gemm: accepted: any, mma, wgmma, wgmma_single, wgmma_pair");
-        qk::cuda::force_gemm(static_cast<qk::cuda::GemmChoice>(found - names));
+        qk::cuda::force_gemm(
+            choice_of<qk::cuda::GemmChoice>("force_gemm", name, {"any", "mma", "wgmma", "wgmma_single", "wgmma_pair"}));
     });
 
     py::class_<Weight>(m, "Int8Weight", "A prepacked weight on a device: csrc/cuda/gemm_layout.h.")
         .def(py::init([](int device, Address data, int64_t bytes, py::object owner, int64_t n, int64_t k,
                          bool has_zero_point, bool has_input_scale) {
-            require(n >= 0 && k >= 0 && n < (int64_t{1} << 31) && k < (int64_t{1} << 31),
-                    "Int8Weight: a size is out of range");
+            require_shape("Int8Weight", n, k);
             const auto layout = qk::cuda::int8_layout(n, k, has_zero_point, has_input_scale);
-            require(data % 16 == 0 && bytes == layout.total_bytes, "Int8Weight: not a prepacked weight of this shape");
+            require_block("Int8Weight", data, bytes, layout.total_bytes);
             Weight w{{layout, pointer<char>(data), has_zero_point, has_input_scale, {}}, device, std::move(owner)};
             const qk::cuda::DeviceGuard guard(device);
             qk::cuda::prepare(w.view);

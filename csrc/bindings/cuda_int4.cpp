@@ -16,18 +16,16 @@ void bind_cuda_int4(py::module_& m) {
     m.def("int4_layout",
           [](int64_t n, int64_t k, int64_t group, bool half_scales, bool has_zero_point, bool has_input_scale) {
               const auto l = qk::cuda::int4_layout(n, k, group, half_scales, has_zero_point, has_input_scale);
-              py::dict out;
-              out["n_pad"] = l.n_pad;
-              out["k_pad"] = l.k_pad;
-              out["group"] = l.group;
-              out["groups"] = l.groups;
-              out["codes"] = l.codes;
-              out["scale"] = l.scale;
-              out["zero"] = l.zero;
-              out["offset"] = l.offset;
-              out["inv_input"] = l.inv_input;
-              out["total_bytes"] = l.total_bytes;
-              return out;
+              return named({{"n_pad", l.n_pad},
+                            {"k_pad", l.k_pad},
+                            {"group", l.group},
+                            {"groups", l.groups},
+                            {"codes", l.codes},
+                            {"scale", l.scale},
+                            {"zero", l.zero},
+                            {"offset", l.offset},
+                            {"inv_input", l.inv_input},
+                            {"total_bytes", l.total_bytes}});
           });
     m.def("int4_element", [](int64_t position, int64_t k, int64_t group) {
         return qk::cuda::int4_layout(1, k, group, false, false, false)
@@ -51,14 +49,12 @@ void bind_cuda_int4(py::module_& m) {
         .def(py::init([](int device, Address data, int64_t bytes, py::object owner, int64_t n, int64_t k, int64_t group,
                          bool half_scales, bool has_zero_point, bool has_input_scale, int decoder,
                          const std::vector<int>& table) {
-            require(n >= 0 && k >= 0 && n < (int64_t{1} << 31) && k < (int64_t{1} << 31) && group >= 0 &&
-                        (group == 0 || group >= k ? k : group) <= qk::cuda::kInt4Most,
-                    "Int4Weight: a size is out of range");
+            require_shape("Int4Weight", n, k,
+                          group >= 0 && (group == 0 || group >= k ? k : group) <= qk::cuda::kInt4Most);
             require((decoder == 0 || decoder == 1) && table.size() == 16, "Int4Weight: not a decoder");
             Weight w{{}, device, std::move(owner)};
             w.view.layout = qk::cuda::int4_layout(n, k, group, half_scales, has_zero_point, has_input_scale);
-            require(data % 16 == 0 && bytes == w.view.layout.total_bytes,
-                    "Int4Weight: not a prepacked weight of this shape");
+            require_block("Int4Weight", data, bytes, w.view.layout.total_bytes);
             w.view.base = pointer<char>(data);
             w.view.has_zero_point = has_zero_point;
             w.view.has_input_scale = has_input_scale;

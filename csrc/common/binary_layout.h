@@ -44,16 +44,11 @@ inline BinaryHeader binary_layout(int64_t n, int64_t k, int64_t planes) {
     h.n_pad = round_up(n, kBinaryPanel);
     h.words = ceil_div(k, kWordBits);
     h.planes = planes;
-    int64_t at = sizeof(BinaryHeader);
-    auto place = [&at](int64_t bytes) {
-        const int64_t here = at;
-        at = round_up(at + bytes, 64);
-        return here;
-    };
+    Places place(64, sizeof(BinaryHeader));
     h.start = place(4 * h.n_pad);
     h.alpha = place(4 * h.n_pad);
     h.panels = place(8 * h.n_pad * h.words * planes);
-    h.total_bytes = at;
+    h.total_bytes = place.total();
     return h;
 }
 

@@ -126,13 +126,7 @@ inline FloatHeader float_layout(const FloatShape& s) {
     h.half_offset = s.half_offset;
     h.has_offset = s.offset;
     h.has_input_scale = s.input_scale;
-    int64_t at = sizeof(FloatHeader);
-    auto place = [&at](int64_t bytes) {
-        at = round_up(at, 64);
-        const int64_t here = at;
-        at += bytes;
-        return here;
-    };
+    Places place(64, sizeof(FloatHeader));
     const int64_t lanes = h.n_pad * h.segments;
     h.table32 = place(4 * h.tables() * h.entries32());
     h.table16 = place(2 * h.tables() * h.entries16());
@@ -140,7 +134,7 @@ inline FloatHeader float_layout(const FloatShape& s) {
     h.offset = place(s.offset ? h.offset_bytes() * lanes : 0);
     h.inv_input = place(s.input_scale ? 4 * s.k : 0);
     h.codes = place(h.panels() * h.panel_bytes());
-    h.total_bytes = round_up(at, 64);
+    h.total_bytes = place.total();
     return h;
 }
 

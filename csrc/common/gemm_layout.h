@@ -97,13 +97,7 @@ inline GemmHeader gemm_layout(const GemmShape& s, BitsOf bits_of) {
     h.has_columns = s.columns;
     h.has_lookup = s.lookup;
     const int64_t lanes = h.n_pad * h.parts();
-    int64_t at = sizeof(GemmHeader);
-    auto place = [&at](int64_t bytes) {
-        at = round_up(at, 64);
-        const int64_t here = at;
-        at += bytes;
-        return here;
-    };
+    Places place(64, sizeof(GemmHeader));
     h.table = place(static_cast<int64_t>(sizeof(Panel)) * h.panels());
     h.init128 = place(4 * h.n_pad);
     h.colsum = place(4 * lanes);
@@ -114,7 +108,7 @@ inline GemmHeader gemm_layout(const GemmShape& s, BitsOf bits_of) {
     h.columns = place(s.columns ? 4 * h.n_pad : 0);
     h.codes = place(0);
     for (int64_t p = 0; p < h.panels(); ++p) place(h.k_pad / kStepK * step_bytes(bits_of(p)));
-    h.total_bytes = round_up(at, 64);
+    h.total_bytes = place.total();
     return h;
 }
 

@@ -29,4 +29,19 @@ QK_HD inline constexpr int64_t round_up(int64_t value, int64_t multiple) {
 }
 QK_HD inline constexpr int64_t ceil_div(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
 
+// Where the parts of a block of memory lie: one after the other from `at` on, each at a multiple of `alignment`.
+class Places {
+  public:
+    explicit constexpr Places(int64_t alignment, int64_t at = 0) : alignment_(alignment), at_(at) {}
+    constexpr int64_t operator()(int64_t bytes) {
+        const int64_t here = total();
+        at_ = here + bytes;
+        return here;
+    }
+    constexpr int64_t total() const { return round_up(at_, alignment_); }
+
+  private:
+    int64_t alignment_, at_;
+};
+
 }  // namespace qk

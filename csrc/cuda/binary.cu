@@ -103,17 +103,12 @@ struct Scratch {
 Scratch scratch_of(const BinaryWeight& w, int64_t m) {
     Scratch s{};
     s.plan = plan_gemm(m, w.layout.n, w.layout.row_bytes, current_device().multiprocessors, false);
-    int64_t at = 0;
-    auto place = [&at](int64_t bytes) {
-        const int64_t here = at;
-        at = round_up(at + bytes, 256);
-        return here;
-    };
+    Places place(256);
     s.bits = place(m * w.layout.row_bytes);
     s.counts = place(4 * m);
     s.scales = place(4 * m);
     s.workspace = place(s.plan.part_bytes() + s.plan.counter_bytes());
-    s.total = at;
+    s.total = place.total();
     return s;
 }
 

@@ -32,17 +32,12 @@ inline BinaryLayout binary_layout(int64_t n, int64_t k, bool ternary) {
     l.n_pad = round_up(n, kTileN);
     l.plane_bytes = round_up(ceil_div(k, 8), kTileK);
     l.row_bytes = ternary ? 2 * l.plane_bytes : l.plane_bytes;
-    int64_t at = 0;
-    auto place = [&at](int64_t bytes) {
-        const int64_t here = at;
-        at = round_up(at + bytes, 256);
-        return here;
-    };
+    Places place(256);
     l.codes = place(l.n_pad * l.row_bytes);
     l.scale = place(4 * l.n_pad);
     l.offset = place(4 * l.n_pad);
     l.two = place(ternary ? 0 : 4 * l.n_pad);
-    l.total_bytes = at;
+    l.total_bytes = place.total();
     return l;
 }
 

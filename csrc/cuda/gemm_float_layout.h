@@ -122,17 +122,12 @@ inline FloatLayout float_layout(int64_t n, int64_t k, int64_t group, bool half_s
         l.group_units = l.k_pad / kFloatK > 0 ? l.k_pad / kFloatK : 1;
     }
     l.scale_bytes = half_scales ? 2 : 4;
-    int64_t at = 0;
-    auto place = [&at](int64_t bytes) {
-        const int64_t here = at;
-        at = round_up(at + bytes, 256);
-        return here;
-    };
+    Places place(256);
     l.codes = place(l.n_pad * l.k_pad / 2);
     l.scale = place(l.n_pad * l.groups * l.scale_bytes);
     l.offset = place(has_offset ? l.n_pad * l.groups * 4 : 0);
     l.inv_input = place(has_input_scale ? 4 * k : 0);
-    l.total_bytes = at;
+    l.total_bytes = place.total();
     return l;
 }
 

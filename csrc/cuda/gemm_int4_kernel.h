@@ -54,6 +54,17 @@ __device__ __forceinline__ int32_t corrected(int32_t sum, uint32_t x_zero, int32
                                 static_cast<uint32_t>(zero) * static_cast<uint32_t>(x_sum));
 }
 
+// launch(decoder, sign of the activations), both as types whose ::value a template takes.
+template <class Launch>
+void for_types(const GemmInt4& g, Launch launch) {
+    auto of = [&](auto decoder) {
+        if (g.is_signed) return launch(decoder, std::true_type{});
+        launch(decoder, std::false_type{});
+    };
+    if (g.decoder == Decoder::integers) return of(std::integral_constant<Decoder, Decoder::integers>{});
+    of(std::integral_constant<Decoder, Decoder::table>{});
+}
+
 // Scale of channel i of a row of 16.
 __device__ __forceinline__ float scale_at(const char* row, int i, int bytes) {
     if (bytes == 4) return reinterpret_cast<const float*>(row)[i];

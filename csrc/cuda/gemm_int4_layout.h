@@ -79,19 +79,14 @@ inline Int4Layout int4_layout(int64_t n, int64_t k, int64_t group, bool half_sca
     if (l.group != 0 && l.group != positions)
         l.padded = {static_cast<uint32_t>(l.group), static_cast<uint32_t>(positions)};
     l.scale_bytes = half_scales ? 2 : 4;
-    int64_t at = 0;
-    auto place = [&at](int64_t bytes) {
-        const int64_t here = at;
-        at = round_up(at + bytes, 256);
-        return here;
-    };
+    Places place(256);
     const int64_t constants = l.n_pad * l.groups;
     l.codes = place(l.n_pad * l.k_pad / 2);
     l.scale = place(constants * l.scale_bytes);
     l.zero = place(has_zero_point ? constants : 0);
     l.offset = place(constants * 4);
     l.inv_input = place(has_input_scale ? 4 * k : 0);
-    l.total_bytes = at;
+    l.total_bytes = place.total();
     return l;
 }
 

@@ -187,17 +187,12 @@ void launch_size(const GemmInt4& g, const Int4Plan& plan, bool overlap, Stream s
     launch_kernel({overlap}, gemm_int4_rows<D, SIGNED, 2>, grid, block, plan.round.bytes, stream, g);
 }
 
-template <Decoder D>
-void launch_sign(const GemmInt4& g, const Int4Plan& plan, bool overlap, Stream stream) {
-    if (g.is_signed) return launch_size<D, true>(g, plan, overlap, stream);
-    launch_size<D, false>(g, plan, overlap, stream);
-}
-
 }  // namespace
 
 void gemm_int4_skinny(const GemmInt4& g, const Int4Plan& plan, bool overlap, Stream stream) {
-    if (g.decoder == Decoder::integers) return launch_sign<Decoder::integers>(g, plan, overlap, stream);
-    launch_sign<Decoder::table>(g, plan, overlap, stream);
+    for_types(g, [&](auto decoder, auto is_signed) {
+        launch_size<decltype(decoder)::value, decltype(is_signed)::value>(g, plan, overlap, stream);
+    });
 }
 
 }  // namespace qk::cuda

@@ -40,18 +40,13 @@ inline Int8Layout int8_layout(int64_t n, int64_t k, bool has_zero_point, bool ha
     l.k = k;
     l.n_pad = round_up(n, kTileN);
     l.k_pad = round_up(k, kTileK);
-    int64_t at = 0;
-    auto place = [&at](int64_t bytes) {
-        const int64_t here = at;
-        at = round_up(at + bytes, 256);
-        return here;
-    };
+    Places place(256);
     l.codes = place(l.n_pad * l.k_pad);
     l.scale = place(4 * l.n_pad);
     l.offset = place(4 * l.n_pad);
     l.zero = place(has_zero_point ? 4 * l.n_pad : 0);
     l.inv_input = place(has_input_scale ? 4 * k : 0);
-    l.total_bytes = at;
+    l.total_bytes = place.total();
     return l;
 }
 

@@ -16,18 +16,13 @@ Scratch scratch_of(const Int8Weight& w, int64_t m) {
     Scratch s{};
     const Device& d = current_device();
     s.plan = plan_gemm(m, l.n, l.k_pad, d.multiprocessors, has_wgmma(d));
-    int64_t at = 0;
-    auto place = [&at](int64_t bytes) {
-        const int64_t here = at;
-        at = round_up(at + bytes, 256);
-        return here;
-    };
+    Places place(256);
     s.codes = place(m * l.k_pad);
     s.scales = place(4 * m);
     s.sums = place(w.has_zero_point ? 4 * m : 0);
     s.bits = place(4);
     s.workspace = place(s.plan.part_bytes() + s.plan.counter_bytes());
-    s.total = at;
+    s.total = place.total();
     return s;
 }
 

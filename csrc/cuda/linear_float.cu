@@ -73,16 +73,11 @@ Scratch scratch_of(const FloatWeight& w, int64_t m, DType compute) {
     Scratch s{};
     s.plan = plan_float(m, l, compute, current_device().multiprocessors);
     s.m_pad = round_up(m, 4);
-    int64_t at = 0;
-    auto place = [&at](int64_t bytes) {
-        const int64_t here = at;
-        at = round_up(at + bytes, 256);
-        return here;
-    };
+    Places place(256);
     s.x = place(m * l.k_pad * (compute == DType::f32 ? 4 : 2));
     s.sums = place(w.has_offset ? l.k_pad / kFloatK * l.units * s.m_pad * 4 : 0);
     s.workspace = place(s.plan.part_bytes() + s.plan.counter_bytes());
-    s.total = at;
+    s.total = place.total();
     return s;
 }
 

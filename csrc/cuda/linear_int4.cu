@@ -14,17 +14,12 @@ struct Scratch {
 Scratch scratch_of(const Int4Weight& w, int64_t m) {
     Scratch s{};
     s.m_pad = round_up(m, 4);
-    int64_t at = 0;
-    auto place = [&at](int64_t bytes) {
-        const int64_t here = at;
-        at = round_up(at + bytes, 256);
-        return here;
-    };
+    Places place(256);
     s.codes = place(m * w.layout.k_pad);
     s.scales = place(4 * m);
     s.sums = place(w.has_zero_point ? 4 * w.layout.groups * s.m_pad : 0);
     s.bits = place(4);
-    s.total = at;
+    s.total = place.total();
     return s;
 }
 
@@ -37,18 +32,14 @@ Int4Round round_of(int64_t m, const Int4Layout& w, bool has_sums, bool has_x_zer
     const int64_t rounds = ceil_div(w.groups, most), groups = round_up(ceil_div(w.groups, rounds), 2);
     Int4Round r{};
     r.groups = static_cast<int>(groups);
-    int64_t at = 0;
-    auto place = [&](int64_t each) {
-        const auto here = static_cast<int>(at);
-        at += groups * each;
-        return here;
-    };
-    r.sums = place(sums);
-    r.scale = place(scale);
-    r.zero = place(zero);
-    r.offset = place(offset);
-    r.x_sum = place(x_sum);
-    r.bytes = static_cast<int>(at);
+    Places place(16);
+    auto of = [&](int64_t each) { return static_cast<int>(place(groups * each)); };
+    r.sums = of(sums);
+    r.scale = of(scale);
+    r.zero = of(zero);
+    r.offset = of(offset);
+    r.x_sum = of(x_sum);
+    r.bytes = static_cast<int>(place.total());
     return r;
 }
 
